@@ -1,0 +1,16 @@
+"""What every piece of a spec has in common."""
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Part(BaseModel):
+    """A frozen piece of a spec. Unknown keys are refused; a number is a number; docstrings become the JSON Schema."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+        serialize_by_alias=True,
+    )

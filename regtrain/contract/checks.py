@@ -1,0 +1,167 @@
+"""Rules that need more than one part of a spec, or the facts of its dataset: what is refused, and what is accepted with a warning."""
+
+from collections.abc import Iterator
+
+from regtrain.contract.datasets import Facts, Mnist, counts
+from regtrain.contract.errors import Problem, SpecRefused, Warned
+from regtrain.contract.job import JobSpec, batch_size, steps, steps_per_epoch
+from regtrain.contract.losses import Binary, CrossEntropy, HalfSquaredError, SquaredError
+from regtrain.contract.models import BatchNorm, Layer, LinearModel, Mlp, layers, parameters
+from regtrain.contract.optimizers import Sgd
+from regtrain.contract.ranges import values_of
+from regtrain.contract.regularizers import L1, L2, Dropout, EarlyStopping, ElasticNet, StepPenalty, WeightDecay
+from regtrain.contract.runs import count, expand
+
+MOST_PARAMETERS = 2_000_000_000
+MOST_STEPS = 1_000_000_000
+UNSCALED = ("wine", "breast_cancer", "iris")
+"""Bundled datasets whose columns have very different sizes."""
+
+
+def check(spec: JobSpec, facts: Facts) -> list[Warned]:
+    """Refuses what cannot be trained; returns what can be and was probably not meant.
+
+    Raises:
+        SpecRefused: with every problem found.
+    """
+    found = list(_refusals(spec, facts))
+    if found:
+        raise SpecRefused(found)
+    return list(_warnings(spec, facts))
+
+
+def shape_of(spec: JobSpec, facts: Facts) -> list[Layer]:
+    """The layers of this job's model on this dataset."""
+    return layers(spec.model, features=facts.features, outputs=outputs(spec, facts), image=facts.image)
+
+
+def outputs(spec: JobSpec, facts: Facts) -> int:
+    """Columns of the head: classes for cross-entropy, one for the binary loss, else columns of the target."""
+    match spec.loss:
+        case CrossEntropy():
+            return facts.classes or 1
+        case Binary():
+            return 1
+        case SquaredError() | HalfSquaredError():
+            return facts.outputs
+
+
+def _refusals(spec: JobSpec, facts: Facts) -> Iterator[Problem]:
+    yield from _target(spec, facts)
+    yield from _rows(spec, facts)
+    shape: list[Layer] = []
+    try:
+        shape = shape_of(spec, facts)
+    except ValueError as error:
+        yield Problem("model.image", str(error), "digits are [1, 8, 8], mnist is [1, 28, 28]")
+    yield from _regularizers(spec, shape)
+    if isinstance(spec.optimizer, Sgd) and spec.optimizer.nesterov and min(values_of(spec.optimizer.momentum)) == 0:
+        yield Problem("optimizer.nesterov", "Nesterov looks ahead along the momentum, and the momentum is 0", "set optimizer.momentum above 0, such as 0.9")
+    yield from _limits(spec, facts, shape)
+
+
+def _target(spec: JobSpec, facts: Facts) -> Iterator[Problem]:
+    match spec.loss:
+        case CrossEntropy() | Binary() if facts.target == "real":
+            yield Problem("loss.kind", f"{spec.loss.kind} needs labels; the target of dataset {spec.dataset.kind} is a quantity", "use squared_error or half_squared_error")
+        case CrossEntropy() if (facts.classes or 0) < 2:
+            yield Problem("loss.kind", "cross_entropy needs at least two classes; the target has one label", "give rows of at least two classes")
+        case Binary() if facts.classes != 2:
+            yield Problem("loss.kind", f"binary needs two classes; the target of dataset {spec.dataset.kind} has {facts.classes}", "use cross_entropy")
+        case SquaredError() | HalfSquaredError() if facts.target == "class":
+            yield Problem("loss.kind", f"{spec.loss.kind} needs a quantity; the target of dataset {spec.dataset.kind} is a class", "use cross_entropy or binary")
+        case _:
+            pass
+
+
+def _rows(spec: JobSpec, facts: Facts) -> Iterator[Problem]:
+    dataset, rows = spec.dataset, counts(spec.dataset, facts)
+    if not isinstance(dataset, Mnist):
+        if dataset.split == "stratified" and facts.target == "real":
+            yield Problem("dataset.split", "stratified needs classes; the target is a quantity", 'use "random"')
+        if dataset.test > 0 and rows.test == 0:
+            yield Problem("dataset.test", f"a share of {dataset.test} of {facts.rows} rows is no row", "hold out a larger share")
+    if dataset.validation > 0 and rows.val == 0:
+        yield Problem("dataset.validation", f"a share of {dataset.validation} of {facts.rows - rows.test} rows is no row", "hold out a larger share")
+    if rows.train < 1:
+        yield Problem("dataset", f"of {facts.rows} rows {rows.test} are test and {rows.val} validation rows: none is left to train on", "hold out less")
+        return
+    if batch_size(spec, rows) > rows.train:
+        yield Problem("budget.batch_size", f"a batch of {spec.budget.batch_size} rows is larger than the {rows.train} training rows", 'use a smaller batch, or "all"')
+    elif spec.budget.accumulate > batch_size(spec, rows):
+        yield Problem("budget.accumulate", f"a batch of {batch_size(spec, rows)} rows cannot be split into {spec.budget.accumulate} micro-batches", "accumulate at most as often as the batch has rows")
+    elif _normalization(spec) is not None and isinstance(_normalization(spec), BatchNorm) and batch_size(spec, rows) // spec.budget.accumulate < 2:
+        yield Problem("budget.batch_size", "batch normalization needs at least two rows in each micro-batch", "use a larger batch, a smaller accumulate, or layer normalization")
+
+
+def _regularizers(spec: JobSpec, shape: list[Layer]) -> Iterator[Problem]:
+    names = [layer.name for layer in shape]
+    proximal = any(isinstance(r, ElasticNet) or (isinstance(r, L1) and r.method == "proximal") for r in spec.regularizers)
+    for kind in (EarlyStopping, StepPenalty):
+        places = [i for i, r in enumerate(spec.regularizers) if isinstance(r, kind)]
+        for extra in places[1:]:
+            yield Problem(f"regularizers.{extra}", f"{spec.regularizers[extra].kind} stands twice", "keep one of them")
+    for index, regularizer in enumerate(spec.regularizers):
+        path = f"regularizers.{index}"
+        match regularizer:
+            case L1() | L2() | ElasticNet() | WeightDecay():
+                yield from _layer_names(regularizer.on, names, path)
+            case Dropout():
+                yield from _layer_names(regularizer.on, names[:-1], path)
+                if regularizer.on == "hidden" and isinstance(spec.model, LinearModel):
+                    yield Problem(f"{path}.on", "a linear model has no hidden layers", 'use "on": "inputs"')
+            case EarlyStopping():
+                if spec.dataset.validation == 0:
+                    yield Problem(f"{path}.metric", f"{regularizer.metric} needs validation rows", "set dataset.validation, such as 0.2")
+                if regularizer.metric == "accuracy/val" and not isinstance(spec.loss, CrossEntropy | Binary):
+                    yield Problem(f"{path}.metric", f"{spec.loss.kind} has no accuracy", 'use "loss/val"')
+            case StepPenalty():
+                if proximal:
+                    yield Problem(path, "a step penalty changes the length of each step, on which the proximal threshold of l1 and elastic_net depends", 'use "method": "subgradient" for l1, or drop one of them')
+
+
+def _layer_names(on: object, names: list[str], path: str) -> Iterator[Problem]:
+    if isinstance(on, tuple) and names:
+        for place, name in enumerate(on):
+            if name not in names:
+                yield Problem(f"{path}.on.{place}", f"the model has no layer {name!r} to act on", "one of " + ", ".join(names[:20]))
+
+
+def _limits(spec: JobSpec, facts: Facts, shape: list[Layer]) -> Iterator[Problem]:
+    try:
+        runs = len(expand(spec)) if count(spec) > 4096 else count(spec)
+    except SpecRefused as refusal:
+        yield from refusal.problems
+        return
+    if runs * parameters(shape) > MOST_PARAMETERS:
+        yield Problem("model", f"{runs} runs of {parameters(shape):,} parameters are more than {MOST_PARAMETERS:,} in one job", "use a smaller model or fewer runs")
+    rows = counts(spec.dataset, facts)
+    if rows.train >= 1 and steps(spec, rows) * runs > MOST_STEPS:
+        yield Problem("budget.epochs", f"{steps(spec, rows):,} steps of {runs} runs are more than {MOST_STEPS:,} in one job", "use fewer epochs, larger batches or fewer runs")
+
+
+def _warnings(spec: JobSpec, facts: Facts) -> Iterator[Warned]:
+    normalization = _normalization(spec)
+    for index, regularizer in enumerate(spec.regularizers):
+        match regularizer:
+            case L1(method="subgradient"):
+                yield Warned(f"regularizers.{index}.method", "the subgradient method never reaches an exact zero: count zeros with the proximal method")
+            case L2() | WeightDecay() if normalization is not None and not isinstance(spec.model, LinearModel):
+                yield Warned(f"regularizers.{index}", f"weights in front of {normalization.kind} normalization can be scaled without changing the function: here this penalty only changes the effective learning rate")
+            case Dropout(on="hidden") if isinstance(normalization, BatchNorm):
+                yield Warned(f"regularizers.{index}", "dropout in front of batch normalization shifts the variance between training and evaluation (Li et al. 2019)")
+            case _:
+                pass
+    if spec.dataset.kind in UNSCALED and not spec.dataset.standardize:
+        yield Warned("dataset.standardize", f"the columns of {spec.dataset.kind} differ in size by orders of magnitude: one learning rate and one λ do not fit them all")
+    rows = counts(spec.dataset, facts)
+    if isinstance(normalization, BatchNorm) and rows.train - (steps_per_epoch(spec, rows) - 1) * batch_size(spec, rows) == 1:
+        yield Warned("budget.batch_size", "the last batch of each epoch has one row, whose batch normalization is constant")
+    if isinstance(normalization, BatchNorm) and spec.budget.accumulate > 1:
+        yield Warned("budget.accumulate", "with batch normalization the statistics are those of each micro-batch, so accumulation is not the same as one large batch")
+    if isinstance(spec.model, Mlp) and len(spec.model.hidden) >= 5 and spec.model.activation == "sigmoid" and normalization is None:
+        yield Warned("model.activation", f"{len(spec.model.hidden)} sigmoid layers without normalization shrink the gradient at every layer: watch signal/backward")
+
+
+def _normalization(spec: JobSpec) -> object:
+    return None if isinstance(spec.model, LinearModel) else spec.model.normalization

@@ -1,0 +1,13 @@
+"""How much a job measures while it trains: presets by cost. Measured in worker/training/diagnostics.py."""
+
+from typing import Literal
+
+Diagnostics = Literal["off", "light", "standard", "full"]
+"""`off`: losses and metrics. `light`: and gradient norms. `standard`: and signals, weights, updates, penalty ledger. `full`: and the inner products of the exact identities."""
+
+ORDER: tuple[Diagnostics, ...] = ("off", "light", "standard", "full")
+
+
+def includes(preset: Diagnostics, needed: Diagnostics) -> bool:
+    """Whether `preset` measures what `needed` names."""
+    return ORDER.index(preset) >= ORDER.index(needed)

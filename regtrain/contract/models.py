@@ -1,0 +1,244 @@
+"""What a model is, and the shapes of its parameters. Computed in worker/training/models.py."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import prod
+from typing import Annotated, Literal, assert_never
+
+from pydantic import Field
+
+from regtrain.contract.base import Part
+from regtrain.contract.ranges import Number, Searchable
+
+Activation = Literal["sigmoid", "tanh", "relu", "leaky_relu", "elu", "selu", "gelu", "silu", "softsign", "softplus", "identity"]
+Width = Annotated[int, Field(ge=1, le=65_536)]
+Image = tuple[Width, Width, Width]
+"""Channels, height, width."""
+
+
+class _Init(Part):
+    scale: Annotated[Number, Searchable(gt=0)] = 1.0
+    """Every drawn weight is multiplied with this."""
+
+
+class TorchInit(_Init):
+    """torch's own default: weights and biases uniform in ±1/√fan_in."""
+
+    kind: Literal["torch"]
+
+
+class Uniform(_Init):
+    """Weights uniform in ±bound, biases 0."""
+
+    kind: Literal["uniform"]
+    bound: Annotated[float, Field(gt=0)] = 0.05
+    """The largest absolute weight."""
+
+
+class Normal(_Init):
+    """Weights normal with mean 0 and deviation `std`, biases 0."""
+
+    kind: Literal["normal"]
+    std: Annotated[float, Field(gt=0)] = 0.01
+    """Standard deviation."""
+
+
+class XavierUniform(_Init):
+    """Uniform with variance 2/(fan_in + fan_out), biases 0 (Glorot & Bengio 2010)."""
+
+    kind: Literal["xavier_uniform"]
+
+
+class XavierNormal(_Init):
+    """Normal with variance 2/(fan_in + fan_out), biases 0 (Glorot & Bengio 2010)."""
+
+    kind: Literal["xavier_normal"]
+
+
+class HeUniform(_Init):
+    """Uniform with variance 2/fan_in, biases 0 (He et al. 2015)."""
+
+    kind: Literal["he_uniform"]
+
+
+class HeNormal(_Init):
+    """Normal with variance 2/fan_in, biases 0 (He et al. 2015)."""
+
+    kind: Literal["he_normal"]
+
+
+class LecunUniform(_Init):
+    """Uniform with variance 1/fan_in, biases 0 (LeCun et al. 1998)."""
+
+    kind: Literal["lecun_uniform"]
+
+
+class LecunNormal(_Init):
+    """Normal with variance 1/fan_in, biases 0 (LeCun et al. 1998)."""
+
+    kind: Literal["lecun_normal"]
+
+
+class Orthogonal(_Init):
+    """Rows or columns orthonormal, biases 0 (Saxe et al. 2014)."""
+
+    kind: Literal["orthogonal"]
+
+
+class Zeros(_Init):
+    """All weights and biases 0: for linear models."""
+
+    kind: Literal["zeros"]
+
+
+Init = Annotated[
+    TorchInit | Uniform | Normal | XavierUniform | XavierNormal | HeUniform | HeNormal | LecunUniform | LecunNormal | Orthogonal | Zeros,
+    Field(discriminator="kind"),
+]
+
+
+class BatchNorm(Part):
+    """γ·(v − mean)/√(var + ε) + β over the rows (and pixels) of the batch, biased variance; running averages in evaluation (Ioffe & Szegedy 2015)."""
+
+    kind: Literal["batch"]
+    eps: Annotated[float, Field(ge=0)] = 1e-5
+    """ε."""
+    momentum: Annotated[float, Field(gt=0, le=1)] = 0.1
+    """How much of a new batch enters the running averages."""
+
+
+class LayerNorm(Part):
+    """γ·(v − mean)/√(var + ε) + β over the features of each row (for images: channels and pixels, γ and β one a channel) (Ba et al. 2016)."""
+
+    kind: Literal["layer"]
+    eps: Annotated[float, Field(ge=0)] = 1e-5
+    """ε."""
+
+
+Normalization = Annotated[BatchNorm | LayerNorm, Field(discriminator="kind")]
+
+
+class LinearModel(Part):
+    """f(x) = Wx + b: linear, logistic or softmax regression, depending on the loss. Its one layer is `head`."""
+
+    kind: Literal["linear"]
+    bias: bool = True
+    """Fit b, the intercept."""
+    init: Init = Zeros(kind="zeros")
+    """Initial weights."""
+
+
+class Mlp(Part):
+    """Fully connected: `layers.0` … `layers.n`, each linear → normalization → activation, then the linear `head`."""
+
+    kind: Literal["mlp"]
+    hidden: Annotated[tuple[Width, ...], Field(min_length=1, max_length=512)]
+    """Width of each hidden layer."""
+    activation: Activation = "relu"
+    """φ of the hidden layers."""
+    bias: bool = True
+    """Biases in every layer."""
+    normalization: Normalization | None = None
+    """In front of the activation of every hidden layer."""
+    init: Init = TorchInit(kind="torch")
+    """Initial weights."""
+
+
+class Cnn(Part):
+    """Convolutional: each `layers.i` is conv (padding kernel//2) → normalization → activation → pool, then dense layers, then the linear `head`."""
+
+    kind: Literal["cnn"]
+    channels: Annotated[tuple[Width, ...], Field(min_length=1, max_length=64)]
+    """Filters of each convolution."""
+    kernel: Annotated[int, Field(ge=1, le=31)] = 3
+    """Height and width of the filters, odd."""
+    stride: Annotated[int, Field(ge=1, le=8)] = 1
+    """Stride of the convolutions."""
+    pool: Literal["max", "average", "none"] = "max"
+    """2 × 2 after each activation, as long as both sides are at least 2."""
+    hidden: Annotated[tuple[Width, ...], Field(max_length=512)] = ()
+    """Width of each dense layer behind the convolutions."""
+    activation: Activation = "relu"
+    """φ of the hidden layers."""
+    bias: bool = True
+    """Biases in every layer."""
+    normalization: Normalization | None = None
+    """In front of the activation of every hidden layer."""
+    init: Init = TorchInit(kind="torch")
+    """Initial weights."""
+    image: Image | None = None
+    """[channels, height, width] of a row, where the dataset does not say it."""
+
+
+Model = Annotated[LinearModel | Mlp | Cnn, Field(discriminator="kind")]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """The shape of one layer of one run. `weight` is (out, in) or (out, in, kernel, kernel)."""
+
+    name: str
+    weight: tuple[int, ...]
+    bias: bool
+    activation: Activation | None
+    normalization: BatchNorm | LayerNorm | None
+    pool: Literal["max", "average", "none"]
+    output: tuple[int, ...]
+    """Of the whole layer: (features,) or (channels, height, width)."""
+
+    @property
+    def tensors(self) -> dict[str, tuple[int, ...]]:
+        """Name → shape of every parameter, in the order in which they are stored."""
+        units = self.weight[:1]
+        return {
+            f"{self.name}.weight": self.weight,
+            **({f"{self.name}.bias": units} if self.bias else {}),
+            **({f"{self.name}.norm.weight": units, f"{self.name}.norm.bias": units} if self.normalization else {}),
+        }
+
+
+def layers(model: Model, *, features: int, outputs: int, image: Image | None = None) -> list[Layer]:
+    """The layers of a model for rows of `features` numbers (or of an image), in forward order.
+
+    Raises:
+        ValueError: a convolution meets rows that are no images, or shrinks them to nothing.
+    """
+    return list(_layers(model, features, outputs, image))
+
+
+def parameters(shape: list[Layer]) -> int:
+    """How many numbers one run learns."""
+    return sum(prod(s) for layer in shape for s in layer.tensors.values())
+
+
+def _layers(model: Model, features: int, outputs: int, image: Image | None) -> Iterator[Layer]:
+    match model:
+        case LinearModel():
+            yield Layer("head", (outputs, features), model.bias, None, None, "none", (outputs,))
+        case Mlp():
+            yield from _dense(model, features, outputs, first=0)
+        case Cnn():
+            size = model.image or image
+            if size is None:
+                raise ValueError("a cnn needs rows that are images: set model.image to [channels, height, width]")
+            if size[0] * size[1] * size[2] != features:
+                raise ValueError(f"model.image {list(size)} has {size[0] * size[1] * size[2]} numbers, a row of the dataset has {features}")
+            channels, height, width = size
+            for index, filters in enumerate(model.channels):
+                height, width = ((side + 2 * (model.kernel // 2) - model.kernel) // model.stride + 1 for side in (height, width))
+                pool = model.pool if min(height, width) >= 2 else "none"
+                if pool != "none":
+                    height, width = height // 2, width // 2
+                weight = (filters, channels, model.kernel, model.kernel)
+                yield Layer(f"layers.{index}", weight, model.bias, model.activation, model.normalization, pool, (filters, height, width))
+                channels = filters
+            yield from _dense(model, channels * height * width, outputs, first=len(model.channels))
+        case _:
+            assert_never(model)
+
+
+def _dense(model: Mlp | Cnn, features: int, outputs: int, *, first: int) -> Iterator[Layer]:
+    for index, width in enumerate(model.hidden, start=first):
+        yield Layer(f"layers.{index}", (width, features), model.bias, model.activation, model.normalization, "none", (width,))
+        features = width
+    yield Layer("head", (outputs, features), model.bias, None, None, "none", (outputs,))

@@ -1,0 +1,91 @@
+"""What a regularizer is: its formula, its fields, their bounds. Computed in worker/training/regularizers.py.
+
+λ multiplies the penalty of the mean objective: mean loss + λ·R(w). It is per example, so it does not change with the number of rows.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from regtrain.contract.base import Part
+from regtrain.contract.ranges import Number, Searchable
+
+LayerName = Annotated[str, Field(min_length=1, max_length=200)]
+On = Literal["weights", "all"] | Annotated[tuple[LayerName, ...], Field(min_length=1, max_length=1000)]
+Strength = Annotated[Number, Searchable(ge=0)]
+
+
+class _OnWeights(Part):
+    lam: Annotated[Strength, Field(alias="lambda")]
+    """λ, the strength."""
+    on: On = "weights"
+    """Which parameters: `weights` (matrices and filters), `all` (biases and norm parameters too), or layer names such as ["layers.0", "head"] (their weights)."""
+
+
+class L1(_OnWeights):
+    """R(w) = Σ|wᵢ|. Proximal steps set small weights to exactly zero (Tibshirani 1996; Daubechies et al. 2004)."""
+
+    kind: Literal["l1"]
+    method: Literal["proximal", "subgradient"] = "proximal"
+    """`proximal`: soft threshold ηλ after the step, exact zeros. `subgradient`: λ·sign(w) joins the gradient, as most frameworks do; never reaches zero."""
+
+
+class L2(_OnWeights):
+    """R(w) = ½ Σwᵢ². Its gradient is w, so λ equals `weight_decay` of torch's SGD at any momentum."""
+
+    kind: Literal["l2"]
+
+
+class ElasticNet(_OnWeights):
+    """R(w) = l1_ratio·Σ|wᵢ| + (1 − l1_ratio)·½Σwᵢ², by proximal steps (Zou & Hastie 2005). scikit-learn's ElasticNet with alpha = λ on `half_squared_error`."""
+
+    kind: Literal["elastic_net"]
+    l1_ratio: Annotated[Number, Searchable(ge=0, le=1)] = 0.5
+    """The share of the L1 part."""
+
+
+class WeightDecay(_OnWeights):
+    """Decoupled: w ← w·(1 − η_t·λ) before the update, as torch's AdamW (Loshchilov & Hutter 2019). Its ledger value is λ·½Σw², which only plain SGD minimises."""
+
+    kind: Literal["weight_decay"]
+
+
+class StepPenalty(Part):
+    """A penalty on the step Δ = w_new − w, over all parameters of the run together; g is the optimizer's direction.
+
+    Unsquared, α‖Δ‖: argmin_Δ ⟨g,Δ⟩ + ‖Δ‖²/2η + α‖Δ‖ = −η·max(0, 1 − α/‖g‖)·g, so nothing moves while ‖g‖ ≤ α.
+    Squared, (α/2)‖Δ‖²: Δ = −η/(1 + ηα)·g, a smaller learning rate.
+    """
+
+    kind: Literal["step_penalty"]
+    lam: Annotated[Strength, Field(alias="lambda")]
+    """α, the strength."""
+    squared: bool = False
+    """Penalise the squared length."""
+
+
+class Dropout(Part):
+    """Each activation is 0 with probability `rate`, else divided by 1 − rate; off in evaluation (Srivastava et al. 2014)."""
+
+    kind: Literal["dropout"]
+    rate: Annotated[Number, Searchable(ge=0, lt=1)]
+    """Probability of zero."""
+    on: Literal["inputs", "hidden"] | Annotated[tuple[LayerName, ...], Field(min_length=1, max_length=1000)] = "hidden"
+    """Where: the model's `inputs`, the outputs of all `hidden` layers, or the outputs of the named layers."""
+
+
+class EarlyStopping(Part):
+    """A run stops when its metric has not improved for `patience` evaluations (one an epoch); with `restore` it ends with the best weights (Prechelt 1998)."""
+
+    kind: Literal["early_stopping"]
+    metric: Literal["loss/val", "accuracy/val"] = "loss/val"
+    """What is watched, on the validation split."""
+    patience: Annotated[int, Field(ge=1, le=2**53)] = 5
+    """Evaluations without improvement that are allowed."""
+    min_delta: Annotated[float, Field(ge=0)] = 0.0
+    """An improvement smaller than this does not count."""
+    restore: bool = True
+    """End with the weights of the best evaluation."""
+
+
+Regularizer = Annotated[L1 | L2 | ElasticNet | WeightDecay | StepPenalty | Dropout | EarlyStopping, Field(discriminator="kind")]

@@ -1,0 +1,173 @@
+"""From the words of a dataset to its rows, and which of them are train, val and test."""
+
+import gzip
+from dataclasses import dataclass
+from pathlib import Path
+from typing import assert_never
+
+import numpy as np
+from numpy.typing import NDArray
+
+from regtrain.contract.datasets import Blobs, BreastCancer, Circles, Dataset, Diabetes, Digits, Inline, Iris, LinearRows, Mnist, Upload, Wine, counts, facts_of
+from regtrain.contract.datasets import Facts as Facts
+from regtrain.contract.errors import DataError
+from worker.training.draws import seed_at
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """All rows of a dataset. x: (n, features) float64; y: (n,) float64, class numbers for a class target."""
+
+    x: Array
+    y: Array
+    facts: Facts
+
+
+@dataclass(frozen=True)
+class Split:
+    """Row numbers of each part, in rising order."""
+
+    train: NDArray[np.int64]
+    val: NDArray[np.int64]
+    test: NDArray[np.int64]
+
+
+def load(dataset: Dataset, *, data: Path, upload: Path | None, classify: bool) -> Rows:
+    """The rows that a spec names. With `classify`, whole-number targets become class numbers 0 … C−1 in rising order.
+
+    Raises:
+        DataError: files are missing or unfit.
+    """
+    match dataset:
+        case Inline(x=x, y=y):
+            rows, target = np.array(x, float), np.array(y, float)
+        case Digits() | Iris() | Wine() | BreastCancer() | Diabetes():
+            rows, target = _bundled(dataset)
+        case Mnist():
+            rows, target = _mnist(data / "mnist")
+        case LinearRows():
+            rows, target = _linear(dataset)
+        case Blobs():
+            rows, target = _blobs(dataset)
+        case Circles():
+            rows, target = _circles(dataset)
+        case Upload():
+            return _uploaded(dataset, upload, classify)
+        case _:
+            assert_never(dataset)
+    facts = facts_of(dataset)
+    assert facts is not None
+    return Rows(rows, np.unique(target, return_inverse=True)[1].astype(float) if classify else target, facts)
+
+
+def split(dataset: Dataset, rows: Rows, *, seed: int) -> Split:
+    """Which rows are held out: from the job's seed alone."""
+    want, n = counts(dataset, rows.facts), len(rows.y)
+    if isinstance(dataset, Mnist):
+        last = n - want.test
+        held = np.random.default_rng(seed_at(seed, "split")).permutation(last)[: want.val]
+        return _split(n, held, np.arange(last, n))
+    if dataset.split == "last":
+        order = np.arange(n)[::-1]
+    else:
+        order = np.random.default_rng(seed_at(seed, "split")).permutation(n)
+    if dataset.split == "stratified":
+        test = _stratified(order, rows.y, want.test)
+        val = _stratified(order[~np.isin(order, test)], rows.y, want.val)
+        return _split(n, val, test)
+    return _split(n, order[want.test : want.test + want.val], order[: want.test])
+
+
+def _split(n: int, val: NDArray[np.int64], test: NDArray[np.int64]) -> Split:
+    return Split(np.setdiff1d(np.arange(n), np.concatenate([val, test])), np.sort(val), np.sort(test))
+
+
+def _stratified(order: NDArray[np.int64], y: Array, take: int) -> NDArray[np.int64]:
+    """The first rows of each class in `order`, each class by its share; rows left over by rounding go to the largest remainders."""
+    classes, sizes = np.unique(y[order], return_counts=True)
+    exact = sizes * take / len(order)
+    each = np.floor(exact).astype(int)
+    each[np.argsort(each - exact, kind="stable")[: take - each.sum()]] += 1
+    return np.concatenate([order[y[order] == c][:k] for c, k in zip(classes, each, strict=True)] or [order[:0]])
+
+
+def _bundled(dataset: Digits | Iris | Wine | BreastCancer | Diabetes) -> tuple[Array, Array]:
+    from sklearn import datasets  # takes a second to import, and only bundled sets need it
+
+    loader = {
+        "digits": datasets.load_digits,
+        "iris": datasets.load_iris,
+        "wine": datasets.load_wine,
+        "breast_cancer": datasets.load_breast_cancer,
+        "diabetes": datasets.load_diabetes,
+    }
+    x, y = loader[dataset.kind](return_X_y=True)
+    return np.asarray(x, float) / (16 if dataset.kind == "digits" else 1), np.asarray(y, float)
+
+
+_IDX = {"train-images-idx3-ubyte": 16, "train-labels-idx1-ubyte": 8, "t10k-images-idx3-ubyte": 16, "t10k-labels-idx1-ubyte": 8}
+"""Published file → length of its header in bytes."""
+
+
+def _mnist(folder: Path) -> tuple[Array, Array]:
+    if (folder / "mnist.npz").is_file():
+        with np.load(folder / "mnist.npz", allow_pickle=False) as file:
+            parts = [file[name] for name in _npz_names(file.files, folder)]
+    else:
+        parts = [_idx(folder, name, header) for name, header in _IDX.items()]
+    train_x, train_y, test_x, test_y = (np.asarray(part) for part in parts)
+    x = np.concatenate([train_x.reshape(len(train_y), -1), test_x.reshape(len(test_y), -1)])
+    if x.shape != (70_000, 784):
+        raise DataError(f"MNIST in {folder} has {x.shape[0]} images of {x.shape[1]} pixels, expected 70,000 of 784: replace its files")
+    return x / 255.0, np.concatenate([train_y, test_y]).astype(float)
+
+
+def _npz_names(found: list[str], folder: Path) -> tuple[str, str, str, str]:
+    for names in (("x_train", "y_train", "x_test", "y_test"), ("train_images", "train_labels", "test_images", "test_labels")):
+        if set(names) <= set(found):
+            return names
+    raise DataError(f"{folder / 'mnist.npz'} holds {', '.join(found)}; expected x_train, y_train, x_test, y_test")
+
+
+def _idx(folder: Path, name: str, header: int) -> NDArray[np.uint8]:
+    for path in (folder / name, folder / name.replace("-idx", ".idx"), folder / f"{name}.gz"):
+        if path.is_file():
+            raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+            body = np.frombuffer(raw, np.uint8, offset=header)
+            return body.reshape(-1, 784) if header == 16 else body
+    raise DataError(f"MNIST is not there: put mnist.npz, or the four published files ({', '.join(_IDX)}, plain or .gz), into {folder.resolve()}")
+
+
+def _linear(dataset: LinearRows) -> tuple[Array, Array]:
+    draw = np.random.default_rng(seed_at(dataset.draw, "linear"))
+    x = draw.standard_normal((dataset.rows, len(dataset.coefficients)))
+    return x, dataset.intercept + x @ np.array(dataset.coefficients) + dataset.noise * draw.standard_normal(dataset.rows)
+
+
+def _blobs(dataset: Blobs) -> tuple[Array, Array]:
+    draw = np.random.default_rng(seed_at(dataset.draw, "blobs"))
+    centers = draw.uniform(-10, 10, (dataset.centers, dataset.features))
+    y = np.arange(dataset.rows) % dataset.centers
+    return centers[y] + dataset.std * draw.standard_normal((dataset.rows, dataset.features)), y.astype(float)
+
+
+def _circles(dataset: Circles) -> tuple[Array, Array]:
+    draw = np.random.default_rng(seed_at(dataset.draw, "circles"))
+    y = np.arange(dataset.rows) % 2
+    angle, radius = draw.uniform(0, 2 * np.pi, dataset.rows), np.where(y == 0, 1.0, dataset.factor)
+    circle = np.stack([radius * np.cos(angle), radius * np.sin(angle)], 1)
+    return circle + dataset.noise * draw.standard_normal((dataset.rows, 2)), y.astype(float)
+
+
+def _uploaded(dataset: Upload, file: Path | None, classify: bool) -> Rows:
+    if file is None or not file.is_file():
+        raise DataError(f"the rows of dataset {dataset.id} are not there: upload it again")
+    from safetensors.numpy import load_file  # only uploads need it
+
+    tensors = load_file(file)
+    x, y = tensors["x"].astype(float), tensors["y"].astype(float)
+    target = "either" if classify else "real"
+    facts = Facts(rows=len(y), features=x.shape[1], target=target, classes=len(np.unique(y)) if classify else None)
+    return Rows(x, np.unique(y, return_inverse=True)[1].astype(float) if classify else y, facts)

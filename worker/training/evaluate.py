@@ -1,0 +1,40 @@
+"""Loss and accuracy of whole splits, without dropout and with the running averages of batch norm."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from worker.training.losses import correct
+from worker.training.losses import loss as loss_of
+from worker.training.models import forward
+from worker.training.pack import Pack
+
+CHUNK = 2048
+"""Rows at a time: static, so that the sum is the same on every run of a job."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """The rows of one split on the device. x: (n, features), y: (n,)"""
+
+    x: Tensor
+    y: Tensor
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+
+@torch.no_grad()
+def evaluate(pack: Pack, part: Part, name: str) -> dict[str, Tensor]:
+    """`loss/<name>` and, for classes, `accuracy/<name>` of every run.  -> (R,) each, float64"""
+    loss = torch.zeros(pack.size, dtype=torch.float64, device=pack.device)
+    hits: Tensor | None = None
+    running = pack.layout.buffer_views(pack.buffers) or None
+    for first in range(0, len(part), CHUNK):
+        x, y = part.x[first : first + CHUNK], part.y[first : first + CHUNK]
+        outputs = forward(pack.spec.model, pack.shape, pack.leaves, x, runs=pack.size, running=running).outputs
+        loss += loss_of(pack.spec.loss, outputs, y, smoothing=pack.smoothing)
+        found = correct(pack.spec.loss, outputs, y)
+        hits = found if hits is None else None if found is None else hits + found
+    return {f"loss/{name}": loss / len(part), **({f"accuracy/{name}": hits / len(part)} if hits is not None else {})}

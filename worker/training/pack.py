@@ -1,0 +1,165 @@
+"""Runs of one shape as one computation: their parameters in one matrix, their hyperparameters beside it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from regtrain.contract.job import JobSpec
+from regtrain.contract.losses import CrossEntropy
+from regtrain.contract.models import Layer
+from regtrain.contract.optimizers import Optimizer
+from regtrain.contract.ranges import concrete
+from regtrain.contract.regularizers import L1, L2, Dropout, EarlyStopping, ElasticNet, Regularizer, StepPenalty, WeightDecay
+from regtrain.contract.runs import Run
+from worker.training.draws import Masks
+from worker.training.models import Layout, Slot, initial, layout_of
+from worker.training.optimizers import Directions
+from worker.training.regularizers import WeightPenalty
+
+
+@dataclass(frozen=True)
+class Penalty:
+    """One weight penalty of a pack: which columns of the flat matrix it acts on, and each run's strength."""
+
+    index: int
+    """Its place among the spec's regularizers."""
+    name: str
+    """Its series: `penalty/<kind>`, the second of a kind `penalty/<kind>.2`."""
+    spec: WeightPenalty
+    lam: Tensor
+    ratio: Tensor | None
+    columns: list[slice]
+    tensors: list[str]
+
+
+@dataclass(frozen=True)
+class DropoutAt:
+    """One dropout of a pack: where it acts, on activations of which shape, and each run's rate (R,)."""
+
+    places: dict[str, tuple[int, ...]]
+    rate: Tensor
+
+
+class Pack:
+    """R runs that train together. Row r of every tensor belongs to run r alone."""
+
+    def __init__(self, runs: list[Run], shape: list[Layer], *, features: int, device: torch.device) -> None:
+        self.runs, self.shape, self.device = runs, shape, device
+        self.spec: JobSpec = runs[0].spec
+        """Of the first run: what all runs of a pack share. Numbers that may differ are read through `stack`."""
+        self.dtype = torch.float64 if self.spec.dtype == "float64" else torch.float32
+        self.layout: Layout = layout_of(shape)
+        self.flat = self._initial()
+        self.leaves = {name: view.detach().requires_grad_() for name, view in self.layout.views(self.flat).items()}
+        self.gradient = torch.zeros_like(self.flat)
+        self.gradients = self.layout.views(self.gradient)
+        self.buffers = torch.zeros(len(runs), sum(s.stop - s.start for s in self.layout.buffers), dtype=self.dtype, device=device)
+        for name, view in self.layout.buffer_views(self.buffers).items():
+            view.fill_(1.0 if name.endswith("running_var") else 0.0)
+        self.alive = torch.ones(len(runs), dtype=torch.bool, device=device)
+        self.directions = Directions(self.spec.optimizer, self._stack_optimizer, self.flat)
+        self.penalties = [self._penalty(i, r) for i, r in enumerate(self.spec.regularizers) if isinstance(r, L1 | L2 | ElasticNet | WeightDecay)]
+        self.step_penalty = self._step_penalty()
+        self.dropouts = [self._dropout(i, r, features) for i, r in enumerate(self.spec.regularizers) if isinstance(r, Dropout)]
+        self.early = next((r for r in self.spec.regularizers if isinstance(r, EarlyStopping)), None)
+        self.limit = None if self.spec.clip is None else self.stack(lambda s: 0.0 if s.clip is None else concrete(s.clip.max))
+        self.smoothing = self._smoothing()
+        seeds = list(dict.fromkeys(run.seed for run in runs))
+        self.seeds = seeds
+        self.seed_slot = None if len(seeds) == 1 else torch.tensor([seeds.index(run.seed) for run in runs], device=device)
+        """Which of the pack's different seeds each run has; None where all share one."""
+        self.masks = Masks(job=self.spec.seed, seeds=seeds, device=device)
+
+    @property
+    def size(self) -> int:
+        return len(self.runs)
+
+    def stack(self, number: Callable[[JobSpec], float]) -> Tensor:
+        """One number of every run's spec, in the job's dtype.  (R, 1)"""
+        return torch.tensor([[number(run.spec)] for run in self.runs], dtype=self.dtype, device=self.device)
+
+    def per_seed(self, drawn: Tensor) -> Tensor:
+        """(S, …) by seed -> (R, …) by run, or (1, …) where all runs share one seed."""
+        return drawn if self.seed_slot is None else drawn[self.seed_slot]
+
+    def kept(self, step: int, rows: int) -> dict[str, Tensor] | None:
+        """Dropout factors of this step, 0 or 1/(1 − rate), for the whole batch.  place -> (R, B, *output)"""
+        if not self.dropouts:
+            return None
+        factors: dict[str, Tensor] = {}
+        for index, dropout in enumerate(self.dropouts):
+            for place, output in dropout.places.items():
+                drawn = self.per_seed(self.masks.uniform(f"dropout.{index}", step, place, (rows, *output)))
+                rate = dropout.rate.view(-1, *[1] * (1 + len(output)))
+                factor = (drawn >= rate).to(self.dtype) / (1 - rate).to(self.dtype)
+                factors[place] = factors[place] * factor if place in factors else factor
+        return factors
+
+    def columns(self, on: object) -> list[Slot]:
+        """The tensors that `on` names, in their order."""
+        if on == "weights":
+            return list(self.layout.weights)
+        if on == "all":
+            return list(self.layout.slots)
+        assert isinstance(on, tuple)
+        return [slot for slot in self.layout.weights if slot.name.removesuffix(".weight") in on]
+
+    def _initial(self) -> Tensor:
+        drawn: dict[int, Tensor] = {}
+        rows = []
+        for run in self.runs:
+            if run.seed not in drawn:
+                drawn[run.seed] = initial(run.spec.model.init, self.layout, job=run.spec.seed, run=run.seed, scale=1.0)
+            row, scale = drawn[run.seed], concrete(run.spec.model.init.scale)
+            if scale != 1.0:
+                row = initial(run.spec.model.init, self.layout, job=run.spec.seed, run=run.seed, scale=scale)
+            rows.append(row.to(self.dtype))
+        return torch.stack(rows).to(self.device)
+
+    def _stack_optimizer(self, number: Callable[[Optimizer], float]) -> Tensor:
+        return self.stack(lambda spec: number(spec.optimizer))
+
+    def _of(self, index: int, number: Callable[[Regularizer], float]) -> Tensor:
+        return self.stack(lambda spec: number(spec.regularizers[index]))
+
+    def _penalty(self, index: int, spec: WeightPenalty) -> Penalty:
+        slots = self.columns(spec.on)
+        same = [i for i, r in enumerate(self.spec.regularizers) if r.kind == spec.kind].index(index)
+        return Penalty(
+            index=index,
+            name=f"penalty/{spec.kind}" + (f".{same + 1}" if same else ""),
+            spec=spec,
+            lam=self._of(index, lambda r: 0.0 if isinstance(r, Dropout | EarlyStopping) else concrete(r.lam)),
+            ratio=self._of(index, lambda r: concrete(r.l1_ratio) if isinstance(r, ElasticNet) else 0.0) if isinstance(spec, ElasticNet) else None,
+            columns=_joined(slots),
+            tensors=[slot.name for slot in slots],
+        )
+
+    def _step_penalty(self) -> tuple[Tensor, bool] | None:
+        for index, regularizer in enumerate(self.spec.regularizers):
+            if isinstance(regularizer, StepPenalty):
+                return self._of(index, lambda r: concrete(r.lam) if isinstance(r, StepPenalty) else 0.0), regularizer.squared
+        return None
+
+    def _dropout(self, index: int, spec: Dropout, features: int) -> DropoutAt:
+        outputs = {layer.name: layer.output for layer in self.shape[:-1]}
+        places = {"inputs": (features,)} if spec.on == "inputs" else outputs if spec.on == "hidden" else {name: outputs[name] for name in spec.on}
+        rate = self._of(index, lambda r: concrete(r.rate) if isinstance(r, Dropout) else 0.0).squeeze(1).float()
+        return DropoutAt(places, rate)
+
+    def _smoothing(self) -> Tensor | None:
+        smoothing = [concrete(run.spec.loss.label_smoothing) if isinstance(run.spec.loss, CrossEntropy) else 0.0 for run in self.runs]
+        return self.stack(lambda s: concrete(s.loss.label_smoothing) if isinstance(s.loss, CrossEntropy) else 0.0) if any(smoothing) else None
+
+
+def _joined(slots: list[Slot]) -> list[slice]:
+    """Neighbouring tensors as one slice: fewer operations."""
+    joined: list[slice] = []
+    for slot in slots:
+        if joined and joined[-1].stop == slot.start:
+            joined[-1] = slice(joined[-1].start, slot.stop)
+        else:
+            joined.append(slice(slot.start, slot.stop))
+    return joined

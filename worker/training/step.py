@@ -1,0 +1,177 @@
+"""One update of a pack, in the documented order. No host synchronisation, no shape that depends on data.
+
+A run that has stopped, or whose loss or gradient is not finite, takes an update of exactly zero: its rate is masked, and so is its direction.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from regtrain.contract.diagnostics import includes
+from regtrain.contract.models import BatchNorm
+from regtrain.contract.regularizers import L1, ElasticNet, WeightDecay
+from worker.training import diagnostics
+from worker.training.diagnostics import Measured
+from worker.training.losses import loss as loss_of
+from worker.training.models import Moments, forward
+from worker.training.optimizers import clipped
+from worker.training.pack import Pack
+from worker.training.regularizers import gradient as gradient_of
+from worker.training.regularizers import is_coupled, is_proximal, penalty, prox, shortened
+
+ORDER = (
+    "gather", "forward", "loss", "backward", "accumulate", "finite check", "gradient statistics", "coupled penalties", "clip",
+    "optimizer direction", "step penalty", "decoupled decay", "update", "prox", "weight statistics",
+)  # fmt: skip
+"""What happens in a step, as it is echoed in the result."""
+
+
+def step(pack: Pack, x: Tensor, y: Tensor, *, t: int, lr: Tensor) -> Measured:
+    """Update t of every living run, in place.  x: (B, features) or (R, B, features); y: (B,) or (R, B); lr: (R, 1).
+
+    Returns what was measured: (R,) or one (R,) a layer for each series. `alive` says which runs took part.
+    """
+    preset, layout = pack.spec.diagnostics, pack.layout
+    loss, measured, moments = _backward(pack, x, y, t)
+    with torch.no_grad():
+        gradient = pack.gradient
+        measured["alive"] = pack.alive
+        measured["loss/train"] = loss
+        measured |= diagnostics.of_gradient(preset, layout, gradient)
+        measured |= diagnostics.of_identities(preset, layout, pack.shape, moments, pack.flat, gradient)
+        total = measured.get("gradient/total")
+        active = pack.alive & torch.isfinite(loss + (gradient.sum(1) if total is None else total))
+        measured["active"] = active
+        gradient = _with_penalties(pack, gradient, loss, measured)
+        if pack.spec.clip is not None and pack.limit is not None:
+            gradient, measured["gradient/clipped"] = clipped(pack.spec.clip, gradient, pack.limit)
+        _update(pack, gradient, active.unsqueeze(1), lr, measured)
+        if pack.spec.on_nonfinite == "stop":
+            pack.alive = active
+    return measured
+
+
+def _backward(pack: Pack, x: Tensor, y: Tensor, t: int) -> tuple[Tensor, Measured, Moments]:
+    """Mean loss of each run (R,), its gradient into `pack.gradient`, and the signals of the whole batch."""
+    rows, spec = y.shape[-1], pack.spec
+    kept = pack.kept(t, rows)
+    size = math.ceil(rows / spec.budget.accumulate)
+    signals: list[list[Tensor]] = []
+    losses: list[Tensor] = []
+    moments: Moments = {}
+    names = list(pack.leaves)
+    watch = includes(spec.diagnostics, "standard")
+    for first in range(0, rows, size):
+        part = slice(first, first + size)
+        some = None if kept is None else {place: mask[:, part] for place, mask in kept.items()}
+        trace = forward(spec.model, pack.shape, pack.leaves, x[..., part, :], runs=pack.size, kept=some)
+        each = loss_of(spec.loss, trace.outputs, y[..., part], smoothing=pack.smoothing) / rows
+        wanted = [pack.leaves[name] for name in names] + (trace.signals if watch else [])
+        gradients = torch.autograd.grad(each.sum(), wanted)
+        for name, gradient in zip(names, gradients, strict=False):
+            if first == 0:
+                pack.gradients[name].copy_(gradient)
+            else:
+                pack.gradients[name].add_(gradient)
+        losses.append(each.detach())
+        if watch:
+            signals.append([s.detach() for s in trace.signals])
+            signals.append(list(gradients[len(names) :]))
+        moments = trace.moments
+        _average(pack, moments)
+    loss = losses[0] if len(losses) == 1 else torch.stack(losses).sum(0)
+    return loss, _signals(pack, signals), moments
+
+
+def _signals(pack: Pack, parts: list[list[Tensor]]) -> Measured:
+    """Signals of all micro-batches as those of one batch; `parts` alternates forward and backward."""
+    if not parts:
+        return {}
+    forwards, backwards = parts[0], parts[1]
+    if len(parts) > 2:
+        axis = [1 if s.dim() == 3 else 0 for s in forwards]
+        forwards = [torch.cat([p[i] for p in parts[0::2]], a) for i, a in enumerate(axis)]
+        backwards = [torch.cat([p[i] for p in parts[1::2]], a) for i, a in enumerate(axis)]
+    return diagnostics.of_signals(pack.spec.diagnostics, forwards, backwards, pack.size)
+
+
+def _average(pack: Pack, moments: Moments) -> None:
+    """Running averages of batch norm, the variance unbiased as in torch; runs that have stopped keep theirs."""
+    views = pack.layout.buffer_views(pack.buffers)
+    for layer in pack.shape:
+        if layer.name in moments:
+            mean, variance, count = moments[layer.name]
+            assert isinstance(layer.normalization, BatchNorm)
+            share = pack.alive.unsqueeze(1).to(mean.dtype) * layer.normalization.momentum
+            views[f"{layer.name}.norm.running_mean"].lerp_(mean, share)
+            views[f"{layer.name}.norm.running_var"].lerp_(variance * (count / max(1, count - 1)), share)
+
+
+def _with_penalties(pack: Pack, gradient: Tensor, loss: Tensor, measured: Measured) -> Tensor:
+    """The ledger of every penalty, and the gradient with λ∇R of the coupled ones, analytic, at the weights of the loss."""
+    objective = loss
+    of_penalties = torch.zeros_like(gradient) if pack.penalties and includes(pack.spec.diagnostics, "standard") else None
+    added = gradient
+    for p in pack.penalties:
+        values = [penalty(p.spec, pack.flat[:, c], p.lam, p.ratio) for c in p.columns]
+        measured[p.name] = values[0] if len(values) == 1 else torch.stack(values).sum(0)
+        objective = objective + measured[p.name]
+        coupled = is_coupled(p.spec)
+        if coupled and added is gradient:
+            added = gradient.clone()
+        for c in p.columns:
+            if coupled or of_penalties is not None:
+                own = gradient_of(p.spec, pack.flat[:, c], p.lam, p.ratio)
+                if coupled:
+                    added[:, c] += own
+                if of_penalties is not None:
+                    of_penalties[:, c] += own
+    if pack.penalties:
+        measured["objective/train"] = objective
+    if of_penalties is not None:
+        norms = measured["gradient/norm"]
+        assert isinstance(norms, list)
+        measured |= diagnostics.of_penalties(pack.spec.diagnostics, pack.layout, gradient, of_penalties, norms)
+    return added
+
+
+def _update(pack: Pack, gradient: Tensor, active: Tensor, lr: Tensor, measured: Measured) -> None:
+    """Direction, step penalty, decoupled decay, update and prox; nothing moves where `active` (R, 1) is false."""
+    skipping = pack.spec.on_nonfinite == "skip_step"
+    state = {name: tensor.clone() for name, tensor in pack.directions.state.items()} if skipping else {}
+    rate = torch.where(active, lr, 0.0)
+    direction, factor = pack.directions(gradient)
+    for name, before in state.items():
+        now = pack.directions.state[name]
+        now.copy_(torch.where(active, now, before))
+    direction = torch.where(active, direction, 0.0)
+    if pack.step_penalty is not None:
+        alpha, squared = pack.step_penalty
+        direction = shortened(direction, alpha=alpha, lr=lr, squared=squared)
+        moved = torch.linalg.vector_norm(rate * direction, dim=1)
+        measured["penalty/step_penalty"] = alpha.squeeze(1) * (0.5 * moved.square() if squared else moved)
+    update = direction * -rate
+    if not any(is_proximal(p.spec) or isinstance(p.spec, WeightDecay) for p in pack.penalties):
+        measured |= diagnostics.of_update(pack.spec.diagnostics, pack.layout, pack.flat, update)
+        pack.flat.add_(update)
+    else:
+        after = _decayed(pack, update, rate, factor)
+        measured |= diagnostics.of_update(pack.spec.diagnostics, pack.layout, pack.flat, after - pack.flat)
+        pack.flat.copy_(after)
+
+
+def _decayed(pack: Pack, update: Tensor, rate: Tensor, factor: Tensor) -> Tensor:
+    """The new weights under decoupled decay and proximal penalties.  (R, P)"""
+    weights = pack.flat.clone()
+    for p in pack.penalties:
+        if isinstance(p.spec, WeightDecay):
+            for c in p.columns:
+                weights[:, c] *= 1 - rate * p.lam
+    weights += update
+    reach = rate * torch.where(rate > 0, factor, 0.0)
+    for p in sorted((p for p in pack.penalties if is_proximal(p.spec)), key=lambda p: isinstance(p.spec, ElasticNet)):
+        assert isinstance(p.spec, L1 | ElasticNet)
+        for c in p.columns:
+            weights[:, c] = prox(p.spec, weights[:, c], p.lam, reach if reach.shape[1] == 1 else reach[:, c], p.ratio)
+    return weights

@@ -1,5 +1,7 @@
 """What every piece of a spec has in common."""
 
+from typing import Any, TypeGuard
+
 from pydantic import BaseModel, ConfigDict
 
 
@@ -14,3 +16,13 @@ class Part(BaseModel):
         use_attribute_docstrings=True,
         serialize_by_alias=True,
     )
+
+
+def is_object(value: Any) -> TypeGuard[dict[str, Any]]:
+    """Whether a value that was read from JSON is an object."""
+    return isinstance(value, dict)
+
+
+def is_list(value: Any) -> TypeGuard[list[Any]]:
+    """Whether a value that was read from JSON is a list."""
+    return isinstance(value, list)

@@ -38,7 +38,9 @@ def catalog() -> dict[str, Any]:
         "families": {family: [_kind(part) for part in _members(union)] for family, union in FAMILIES.items()},
         "job": [_part(part) for part in (JobSpec, Budget, Selection)],
         "ranges": [_part(shape[float]) for shape in SHAPES.values()],
-        "series": [{"name": s.name, "symbol": s.symbol, "unit": s.unit, "shape": s.shape, "scale": s.scale, "better": s.better, "preset": s.preset, "meaning": s.meaning} for s in SERIES],
+        "series": [
+            {"name": s.name, "symbol": s.symbol, "unit": s.unit, "shape": s.shape, "scale": s.scale, "better": s.better, "preset": s.preset, "meaning": s.meaning} for s in SERIES
+        ],
     }
 
 

@@ -6,7 +6,7 @@ from regtrain.contract.datasets import Facts, Mnist, counts
 from regtrain.contract.errors import Problem, SpecRefused, Warned
 from regtrain.contract.job import JobSpec, batch_size, steps, steps_per_epoch
 from regtrain.contract.losses import Binary, CrossEntropy, HalfSquaredError, SquaredError
-from regtrain.contract.models import BatchNorm, Layer, LinearModel, Mlp, layers, parameters
+from regtrain.contract.models import BatchNorm, Layer, LayerNorm, LinearModel, Mlp, layers, parameters
 from regtrain.contract.optimizers import Sgd
 from regtrain.contract.ranges import values_of
 from regtrain.contract.regularizers import L1, L2, Dropout, EarlyStopping, ElasticNet, StepPenalty, WeightDecay
@@ -89,8 +89,12 @@ def _rows(spec: JobSpec, facts: Facts) -> Iterator[Problem]:
     if batch_size(spec, rows) > rows.train:
         yield Problem("budget.batch_size", f"a batch of {spec.budget.batch_size} rows is larger than the {rows.train} training rows", 'use a smaller batch, or "all"')
     elif spec.budget.accumulate > batch_size(spec, rows):
-        yield Problem("budget.accumulate", f"a batch of {batch_size(spec, rows)} rows cannot be split into {spec.budget.accumulate} micro-batches", "accumulate at most as often as the batch has rows")
-    elif _normalization(spec) is not None and isinstance(_normalization(spec), BatchNorm) and batch_size(spec, rows) // spec.budget.accumulate < 2:
+        yield Problem(
+            "budget.accumulate",
+            f"a batch of {batch_size(spec, rows)} rows cannot be split into {spec.budget.accumulate} micro-batches",
+            "accumulate at most as often as the batch has rows",
+        )
+    elif isinstance(_normalization(spec), BatchNorm) and batch_size(spec, rows) // spec.budget.accumulate < 2:
         yield Problem("budget.batch_size", "batch normalization needs at least two rows in each micro-batch", "use a larger batch, a smaller accumulate, or layer normalization")
 
 
@@ -117,10 +121,14 @@ def _regularizers(spec: JobSpec, shape: list[Layer]) -> Iterator[Problem]:
                     yield Problem(f"{path}.metric", f"{spec.loss.kind} has no accuracy", 'use "loss/val"')
             case StepPenalty():
                 if proximal:
-                    yield Problem(path, "a step penalty changes the length of each step, on which the proximal threshold of l1 and elastic_net depends", 'use "method": "subgradient" for l1, or drop one of them')
+                    yield Problem(
+                        path,
+                        "a step penalty changes the length of each step, on which the proximal threshold of l1 and elastic_net depends",
+                        'use "method": "subgradient" for l1, or drop one of them',
+                    )
 
 
-def _layer_names(on: object, names: list[str], path: str) -> Iterator[Problem]:
+def _layer_names(on: str | tuple[str, ...], names: list[str], path: str) -> Iterator[Problem]:
     if isinstance(on, tuple) and names:
         for place, name in enumerate(on):
             if name not in names:
@@ -147,7 +155,10 @@ def _warnings(spec: JobSpec, facts: Facts) -> Iterator[Warned]:
             case L1(method="subgradient"):
                 yield Warned(f"regularizers.{index}.method", "the subgradient method never reaches an exact zero: count zeros with the proximal method")
             case L2() | WeightDecay() if normalization is not None and not isinstance(spec.model, LinearModel):
-                yield Warned(f"regularizers.{index}", f"weights in front of {normalization.kind} normalization can be scaled without changing the function: here this penalty only changes the effective learning rate")
+                yield Warned(
+                    f"regularizers.{index}",
+                    f"weights in front of {normalization.kind} normalization can be scaled without changing the function: here this penalty only changes the effective learning rate",
+                )
             case Dropout(on="hidden") if isinstance(normalization, BatchNorm):
                 yield Warned(f"regularizers.{index}", "dropout in front of batch normalization shifts the variance between training and evaluation (Li et al. 2019)")
             case _:
@@ -163,5 +174,5 @@ def _warnings(spec: JobSpec, facts: Facts) -> Iterator[Warned]:
         yield Warned("model.activation", f"{len(spec.model.hidden)} sigmoid layers without normalization shrink the gradient at every layer: watch signal/backward")
 
 
-def _normalization(spec: JobSpec) -> object:
+def _normalization(spec: JobSpec) -> BatchNorm | LayerNorm | None:
     return None if isinstance(spec.model, LinearModel) else spec.model.normalization

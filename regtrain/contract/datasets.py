@@ -148,9 +148,7 @@ class Upload(_Dataset):
     """The dataset's ID."""
 
 
-Dataset = Annotated[
-    Inline | Digits | Iris | Wine | BreastCancer | Diabetes | Mnist | LinearRows | Blobs | Circles | Upload, Field(discriminator="kind")
-]
+Dataset = Annotated[Inline | Digits | Iris | Wine | BreastCancer | Diabetes | Mnist | LinearRows | Blobs | Circles | Upload, Field(discriminator="kind")]
 
 _WINE = "alcohol malic_acid ash alcalinity_of_ash magnesium total_phenols flavanoids nonflavanoid_phenols proanthocyanins color_intensity hue od280/od315_of_diluted_wines proline"
 _TUMOUR = ("radius", "texture", "perimeter", "area", "smoothness", "compactness", "concavity", "concave points", "symmetry", "fractal dimension")
@@ -178,7 +176,7 @@ def facts_of(dataset: Dataset) -> Facts | None:
     """The facts that follow from the spec alone; None for an upload, whose facts the store keeps."""
     match dataset:
         case Inline(x=x, y=y):
-            return Facts(rows=len(x), features=len(x[0]), **target_facts(y))
+            return Facts.model_validate({"rows": len(x), "features": len(x[0]), **target_facts(y)})
         case LinearRows(rows=rows, coefficients=coefficients):
             return Facts(rows=rows, features=len(coefficients), target="real")
         case Blobs(rows=rows, features=features, centers=centers):
@@ -193,7 +191,7 @@ def facts_of(dataset: Dataset) -> Facts | None:
             assert_never(dataset)
 
 
-def target_facts(y: tuple[float, ...]) -> "dict[str, object]":
+def target_facts(y: tuple[float, ...]) -> dict[str, object]:
     """Whether targets can be labels: whole numbers, at most 1,000 different ones. Labels are numbered in rising order."""
     labels = sorted(set(y))
     if len(labels) > 1000 or any(label != int(label) for label in labels):

@@ -6,11 +6,12 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, get_args
+from typing import Any, TypeGuard, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
+from regtrain.contract.base import is_list, is_object
 from regtrain.contract.errors import Warned
 from regtrain.contract.states import Failure, RunState, StopReason
 
@@ -31,7 +32,7 @@ class Started:
     """`regularizers.0` → names of the tensors that it acts on."""
     step_order: list[str]
     environment: dict[str, Any]
-    warnings: list[Warned] = field(default_factory=list)
+    warnings: list[Warned] = field(default_factory=list[Warned])
     """Found in the data; source `data`."""
     pack: int = 0
     step: int = 0
@@ -62,9 +63,9 @@ class RunFinished:
     stop_reason: StopReason
     steps: int
     metrics: dict[str, float]
-    best: dict[str, float] = field(default_factory=dict)
+    best: dict[str, float] = field(default_factory=dict[str, float])
     """Best evaluation: {"step": …, "loss/val": …}, empty without validation rows."""
-    zeros: dict[str, int] = field(default_factory=dict)
+    zeros: dict[str, int] = field(default_factory=dict[str, int])
     """Exact zeros of each penalised tensor."""
     coefficients: dict[str, Any] | None = None
     """Linear models: weights and intercept in the units of the raw columns, and of the standardized ones."""
@@ -114,12 +115,12 @@ def encode(event: Event) -> list[bytes]:
     buffers: list[bytes] = []
 
     def plain(value: Any) -> Any:
-        if isinstance(value, np.ndarray):
+        if _is_array(value):
             buffers.append(np.ascontiguousarray(value).tobytes())
             return {"array": len(buffers) - 1, "dtype": value.dtype.str, "shape": value.shape}
-        if isinstance(value, dict):
+        if is_object(value):
             return {key: plain(inner) for key, inner in value.items()}
-        if isinstance(value, list):
+        if is_list(value):
             return [plain(inner) for inner in value]
         if isinstance(value, Warned):
             return {"path": value.path, "message": value.message, "source": value.source}
@@ -138,14 +139,18 @@ def decode(parts: Sequence[bytes]) -> Event:
     """The inverse of `encode`; arrays are read-only views of the buffers."""
 
     def rich(value: Any) -> Any:
-        if isinstance(value, dict):
+        if is_object(value):
             if value.keys() == {"array", "dtype", "shape"}:
-                return np.frombuffer(parts[1 + value["array"]], dtype=value["dtype"]).reshape(value["shape"])
+                return np.frombuffer(parts[1 + int(value["array"])], dtype=value["dtype"]).reshape(value["shape"])
             return {key: rich(inner) for key, inner in value.items()}
-        return [rich(inner) for inner in value] if isinstance(value, list) else value
+        return [rich(inner) for inner in value] if is_list(value) else value
 
     header = json.loads(parts[0])
-    values = {name: _ENUMS[name](value) if name in _ENUMS else rich(value) for name, value in header["fields"].items()}
+    values: dict[str, Any] = {name: _ENUMS[name](value) if name in _ENUMS else rich(value) for name, value in header["fields"].items()}
     if header["event"] == "Started":
         values["warnings"] = [Warned(**warned) for warned in values["warnings"]]
     return KINDS[header["event"]](**values)
+
+
+def _is_array(value: Any) -> TypeGuard[NDArray[Any]]:
+    return isinstance(value, np.ndarray)

@@ -4,13 +4,13 @@ import difflib
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from math import ceil
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, cast, get_args
 
 from pydantic import Field, ValidationError
 
-from regtrain.contract.base import Part
+from regtrain.contract.base import Part, is_list, is_object
 from regtrain.contract.datasets import Counts, Dataset
 from regtrain.contract.diagnostics import Diagnostics
 from regtrain.contract.errors import Problem, SpecRefused
@@ -90,7 +90,7 @@ def given_of(body: bytes | str) -> dict[str, Any]:
         raise SpecRefused([Problem("", "the body is not UTF-8 text", "send JSON encoded as UTF-8")]) from None
     except json.JSONDecodeError as error:
         raise SpecRefused([Problem("", f"not JSON: {error.msg} at line {error.lineno}, column {error.colno}", "check quotes, commas and brackets there")]) from None
-    if not isinstance(given, dict):
+    if not is_object(given):
         raise SpecRefused([Problem("", f"expected a JSON object, found {_kind_of_json(given)}", 'send {"dataset": …, "model": …, "loss": …, "optimizer": …}')])
     if _depth(given) > MOST_DEPTH:
         raise SpecRefused([Problem("", f"JSON is nested deeper than {MOST_DEPTH} levels", "flatten it")])
@@ -113,7 +113,7 @@ def digest(spec: JobSpec) -> str:
     return hashlib.sha256(json.dumps({k: v for k, v in resolved(spec).items() if k not in ("name", "metadata")}, sort_keys=True).encode()).hexdigest()
 
 
-def origin(given: Mapping[str, Any], spec: JobSpec) -> dict[str, str]:
+def origin(given: dict[str, Any], spec: JobSpec) -> dict[str, str]:
     """Path → `given`, `default` or `searched` for every value of the resolved spec (rows of inline datasets count as one)."""
     return dict(_origins(resolved(spec), given, ""))
 
@@ -160,13 +160,19 @@ def _problem(error: Any, given: Any) -> Problem:
             return Problem(f"{where}.kind", f"unknown kind {context['tag']!r}", _HINTS.get(context["tag"]) or _nearest(context["tag"], kinds))
         case "union_tag_not_found":
             kinds = [kind for kind in _kinds_at(path)]
-            return Problem(f"{where}.kind" if isinstance(node, dict) else where, "the kind is missing" if isinstance(node, dict) else f"expected an object with a kind, found {_kind_of_json(node)}", "one of " + ", ".join(kinds) if kinds else 'say which: {"kind": …}')
+            return Problem(
+                f"{where}.kind" if isinstance(node, dict) else where,
+                "the kind is missing" if isinstance(node, dict) else f"expected an object with a kind, found {_kind_of_json(node)}",
+                "one of " + ", ".join(kinds) if kinds else 'say which: {"kind": …}',
+            )
         case "missing":
             return Problem(where, "this field is required", f"add {json.dumps(str(path[-1]))}")
         case "value_error":
             return Problem(where, str(context["error"]), "")
         case "float_type" | "int_type" if isinstance(node, dict) and error["loc"][-1:] == ("<number>",):
-            return Problem(where, "expected a number or a range in its place", 'a range is {"values": […]}, {"log": [low, high], "points": n} or {"linear": [low, high], "points": n}')
+            return Problem(
+                where, "expected a number or a range in its place", 'a range is {"values": […]}, {"log": [low, high], "points": n} or {"linear": [low, high], "points": n}'
+            )
         case _:
             message = error["msg"].removeprefix("Input should be ").replace("Value error, ", "")
             shown = json.dumps(node) if isinstance(node, int | float | str | bool | None) and len(str(node)) < 60 else _kind_of_json(node)
@@ -194,11 +200,10 @@ def _walk(loc: tuple[Any, ...], given: Any, *, missing: bool) -> tuple[list[Any]
     node = given
     for place, part in enumerate(loc):
         last = place == len(loc) - 1
-        if isinstance(node, dict) and part in node and not str(part).startswith("<"):
-            node = node[part]
-        elif isinstance(node, list) and isinstance(part, int) and part < len(node):
-            node = node[part]
-        elif not (missing and last and isinstance(node, dict) and part != node.get("kind")):
+        here = not str(part).startswith("<") and part in node if is_object(node) else is_list(node) and isinstance(part, int) and part < len(node)
+        if here:
+            node = cast(Any, node)[part]
+        elif not (missing and last and is_object(node) and part != node.get("kind")):
             continue
         path.append(part)
     return path, node
@@ -211,9 +216,9 @@ def _allowed_keys(path: list[Any], given: Any) -> list[str]:
         node = node[part]
     if len(path) == 1:
         return list(JobSpec.model_fields)
-    owners = [model for model in _parts_at(path[:-1]) if not isinstance(node, dict) or _kind(model) in (None, node.get("kind"))]
+    owners = [model for model in _parts_at(path[:-1]) if not is_object(node) or _kind(model) in (None, node.get("kind"))]
     names = [info.alias or name for model in owners for name, info in model.model_fields.items()]
-    return names + [key for key in SHAPES if isinstance(node, dict) and key in node] + (["points"] if isinstance(node, dict) and SHAPES.keys() & node.keys() else [])
+    return names + [key for key in SHAPES if is_object(node) and key in node] + (["points"] if is_object(node) and SHAPES.keys() & node.keys() else [])
 
 
 def _kinds_at(path: list[Any]) -> list[str]:
@@ -247,13 +252,13 @@ def _nearest(name: str, allowed: list[str]) -> str:
 
 
 def _origins(value: Any, given: Any, path: str) -> Iterator[tuple[str, str]]:
-    if isinstance(value, dict) and not SHAPES.keys() & value.keys():
+    if is_object(value) and not SHAPES.keys() & value.keys():
         for key, inner in value.items():
-            yield from _origins(inner, given[key] if isinstance(given, Mapping) and key in given else _ABSENT, f"{path}.{key}" if path else key)
-    elif isinstance(value, list) and value and isinstance(value[0], dict):
+            yield from _origins(inner, given[key] if is_object(given) and key in given else _ABSENT, f"{path}.{key}" if path else key)
+    elif is_list(value) and value and isinstance(value[0], dict):
         for index, inner in enumerate(value):
-            yield from _origins(inner, given[index] if isinstance(given, list) and index < len(given) else _ABSENT, f"{path}.{index}")
-    elif isinstance(value, dict):
+            yield from _origins(inner, given[index] if is_list(given) and index < len(given) else _ABSENT, f"{path}.{index}")
+    elif is_object(value):
         yield path, "searched"
     else:
         yield path, "default" if given is _ABSENT else "given"
@@ -276,11 +281,16 @@ def _refuse_constant(name: str) -> Any:
 
 
 def _depth(value: Any) -> int:
-    deepest, level = 0, [value]
+    deepest = 0
+    level: list[Any] = [value]
     while level:
         deepest += 1
-        level = [inner for node in level for inner in (node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()) if isinstance(inner, dict | list)]
+        level = [inner for node in level for inner in _members(node) if isinstance(inner, dict | list)]
     return deepest
+
+
+def _members(node: Any) -> Iterable[Any]:
+    return node.values() if is_object(node) else node if is_list(node) else ()
 
 
 def _kind_of_json(value: Any) -> str:

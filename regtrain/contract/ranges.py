@@ -11,7 +11,7 @@ import numpy as np
 from pydantic import Field, GetCoreSchemaHandler, model_validator
 from pydantic_core import CoreSchema, core_schema
 
-from regtrain.contract.base import Part
+from regtrain.contract.base import Part, is_object
 
 MOST_VALUES = 10_000
 F = TypeVar("F")
@@ -105,7 +105,7 @@ def concrete(number: Number) -> float:
 
 def _tag(value: Any) -> str:
     """Which alternative the caller means, so that one typo gives one error. Tags in <> cannot be keys of a spec."""
-    keys = value.keys() if isinstance(value, dict) else type(value).model_fields.keys() if isinstance(value, _Range) else ()
+    keys = value.keys() if is_object(value) else type(value).model_fields.keys() if isinstance(value, _Range) else ()
     return next((f"<{key}>" for key in SHAPES if key in keys), "<number>")
 
 

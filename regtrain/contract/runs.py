@@ -4,8 +4,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 from math import prod
-from typing import Any
+from typing import Any, TypeGuard, cast
 
+from regtrain.contract.base import Part
 from regtrain.contract.errors import Problem, SpecRefused
 from regtrain.contract.job import JobSpec
 from regtrain.contract.models import Layer, parameters
@@ -73,11 +74,11 @@ def bytes_of_run(shape: list[Layer], *, batch: int, item_bytes: int) -> int:
 def _ranges(node: Any, path: list[str]) -> Iterator[tuple[str, Range]]:
     if isinstance(node, Values | Log | Linear):
         yield ".".join(path), node
-    elif isinstance(node, tuple):
+    elif _is_tuple(node):
         for index, inner in enumerate(node):
             if not isinstance(inner, int | float | str | tuple):
                 yield from _ranges(inner, [*path, str(index)])
-    elif hasattr(type(node), "model_fields"):
+    elif isinstance(node, Part):
         for name, info in type(node).model_fields.items():
             yield from _ranges(getattr(node, name), [*path, info.alias or name])
 
@@ -92,8 +93,12 @@ def _replace(node: Any, path: list[str], value: Any) -> Any:
     if not path:
         return value
     first, *rest = path
-    if isinstance(node, tuple):
+    if _is_tuple(node):
         index = int(first)
         return (*node[:index], _replace(node[index], rest, value), *node[index + 1 :])
-    name = next(name for name, info in type(node).model_fields.items() if first in (name, info.alias))
+    name = next(name for name, info in cast(type[Part], type(node)).model_fields.items() if first in (name, info.alias))
     return node.model_copy(update={name: _replace(getattr(node, name), rest, value)})
+
+
+def _is_tuple(value: Any) -> TypeGuard[tuple[Any, ...]]:
+    return isinstance(value, tuple)

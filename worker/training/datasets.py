@@ -69,10 +69,7 @@ def split(dataset: Dataset, rows: Rows, *, seed: int) -> Split:
         last = n - want.test
         held = np.random.default_rng(seed_at(seed, "split")).permutation(last)[: want.val]
         return _split(n, held, np.arange(last, n))
-    if dataset.split == "last":
-        order = np.arange(n)[::-1]
-    else:
-        order = np.random.default_rng(seed_at(seed, "split")).permutation(n)
+    order = np.arange(n)[::-1] if dataset.split == "last" else np.random.default_rng(seed_at(seed, "split")).permutation(n)
     if dataset.split == "stratified":
         test = _stratified(order, rows.y, want.test)
         val = _stratified(order[~np.isin(order, test)], rows.y, want.val)

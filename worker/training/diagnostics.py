@@ -6,8 +6,11 @@ Per-layer measurements are lists of (R,) tensors; they are stacked when they are
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from regtrain.contract.diagnostics import Diagnostics, includes
@@ -19,8 +22,21 @@ Measured = dict[str, Tensor | list[Tensor]]
 
 
 def norm(x: Tensor) -> Tensor:
-    """L2 norm of each run.  (R, …) -> (R,) float64"""
-    return torch.linalg.vector_norm(x.flatten(1), dim=1, dtype=torch.float64)
+    """L2 norm of each run, safe against underflow and overflow of squares.  (R, …) -> (R,)
+
+    Reduced in float64. Large float32 tensors on a CPU are tried in float32 first, in a third of the time: where every run's norm lies far
+    inside the range of squares, what underflowed cannot have mattered. Looking at it costs nothing there, and would cost a synchronisation on a GPU.
+    """
+    rows = x.flatten(1)
+    if rows.dtype == torch.float32 and rows.shape[1] >= LARGE and rows.device.type == "cpu":
+        quick = torch.linalg.vector_norm(rows, dim=1)
+        if bool(((quick > 1e-12) & (quick < 1e18)).all()):
+            return quick
+    return torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
+
+
+LARGE = 2**14
+"""Numbers in a tensor from which reducing in float64 costs more than looking at the float32 result."""
 
 
 def rms(x: Tensor) -> Tensor:
@@ -30,7 +46,7 @@ def rms(x: Tensor) -> Tensor:
 
 def by_layer(layout: Layout, flat: Tensor) -> list[Tensor]:
     """Norm of the weight tensor of each layer.  (R, P) -> L × (R,)"""
-    return [torch.linalg.vector_norm(flat[:, s.start : s.stop], dim=1, dtype=torch.float64) for s in layout.weights]
+    return [norm(flat[:, s.start : s.stop]) for s in layout.weights]
 
 
 def of_gradient(preset: Diagnostics, layout: Layout, gradient: Tensor) -> Measured:
@@ -42,7 +58,7 @@ def of_gradient(preset: Diagnostics, layout: Layout, gradient: Tensor) -> Measur
     parts = [*norms, norm(rest)] if rest.shape[1] else norms
     measured: Measured = {"gradient/norm": norms, "gradient/total": torch.linalg.vector_norm(torch.stack(parts), dim=0)}
     if includes(preset, "standard"):
-        measured["gradient/nonfinite"] = _nonfinite(layout, gradient)
+        measured["gradient/nonfinite"] = _nonfinite(layout, gradient, norms)
     return measured
 
 
@@ -53,21 +69,39 @@ def of_signals(preset: Diagnostics, signals: list[Tensor], gradients: list[Tenso
     return {"signal/forward": [rms(by_run(h, runs)) for h in signals], "signal/backward": [rms(by_run(d, runs)) for d in gradients]}
 
 
-def of_penalties(preset: Diagnostics, layout: Layout, gradient: Tensor, penalties: Tensor, norms: list[Tensor]) -> Measured:
-    """What the penalties do to the gradient.  gradient, penalties: (R, P), of the loss and of all weight penalties; norms: L × (R,) of the loss."""
+def of_penalties(preset: Diagnostics, layout: Layout, gradient: Tensor, penalties: Tensor) -> Measured:
+    """What the penalties do to the gradient: their own gradient's norm, and its product with the loss's.  gradient, penalties: (R, P)
+
+    The cosine is finished from product and norms when it is reported.
+    """
     if not includes(preset, "standard"):
         return {}
-    lengths = by_layer(layout, penalties)
     products = [product(gradient[:, s.start : s.stop], penalties[:, s.start : s.stop]) for s in layout.weights]
-    return {"penalty_gradient/norm": lengths, "penalty_gradient/cosine": [_cosine(p, a, b) for p, a, b in zip(products, lengths, norms, strict=True)]}
+    return {"penalty_gradient/norm": by_layer(layout, penalties), "penalty_gradient/cosine": products}
 
 
 def of_update(preset: Diagnostics, layout: Layout, weights: Tensor, update: Tensor) -> Measured:
-    """Weights before the update, and how far it moves them: infinite for a layer that is zero and moves, 0 if it does not.  (R, P)"""
+    """Weights before the update, and how far it moves them; the ratio is finished when it is reported.  (R, P)"""
     if not includes(preset, "standard"):
         return {}
-    lengths, moved = by_layer(layout, weights), by_layer(layout, update)
-    return {"weight/norm": lengths, "update/ratio": [(m / w).nan_to_num_(nan=0.0, posinf=math.inf) for m, w in zip(moved, lengths, strict=True)]}
+    return {"weight/norm": by_layer(layout, weights), "update/ratio": by_layer(layout, update)}
+
+
+def finish(layout: Layout, values: dict[str, NDArray[Any]]) -> None:
+    """What follows from other measurements is computed on the host, once a report, in float64.  values: (n, R, L), in place
+
+    An update ratio is infinite for a layer that was zero and moved, 0 if it did not move; a cosine is 0 where one side is 0.
+    """
+    norms = values.get("gradient/norm")
+    if norms is not None and "weight/norm" in values:
+        values["gradient/rms"] = norms / np.array([math.sqrt(s.stop - s.start) for s in layout.weights])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        if "update/ratio" in values:
+            moved = values["update/ratio"]
+            values["update/ratio"] = np.where(moved == 0, 0.0, moved / values["weight/norm"])
+        if norms is not None and "penalty_gradient/cosine" in values:
+            lengths = norms * values["penalty_gradient/norm"]
+            values["penalty_gradient/cosine"] = np.where(lengths == 0, 0.0, values["penalty_gradient/cosine"] / lengths)
 
 
 def of_identities(preset: Diagnostics, layout: Layout, shape: list[Layer], moments: Moments, weights: Tensor, gradient: Tensor) -> Measured:
@@ -100,13 +134,13 @@ def _scale_residual(layer: Layer, moments: Moments, w: Mapping[str, Tensor], g: 
     return (products - through).abs().amax(1)
 
 
-def _cosine(dot: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """Cosine from a dot product and two norms, 0 where one of them is 0."""
-    return torch.where((a > 0) & (b > 0), dot / (a * b), 0.0)
+def _nonfinite(layout: Layout, gradient: Tensor, norms: list[Tensor]) -> list[Tensor]:
+    """How many entries of each layer's weight gradient are NaN or infinite: x − x is 0 for every other number.  (R, P) -> L × (R,)
 
-
-def _nonfinite(layout: Layout, gradient: Tensor) -> list[Tensor]:
-    """How many entries of each layer's weight gradient are NaN or infinite: x − x is 0 for every other number.  (R, P) -> L × (R,)"""
+    On a CPU a finite norm answers first.
+    """
+    if gradient.device.type == "cpu" and all(bool(torch.isfinite(n).all()) for n in norms):
+        return [torch.zeros(len(gradient), dtype=torch.int64)] * len(norms)
     rest = gradient - gradient
     return [torch.count_nonzero(rest[:, s.start : s.stop], dim=1) for s in layout.weights]
 

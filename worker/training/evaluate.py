@@ -33,8 +33,8 @@ def evaluate(pack: Pack, part: Part, name: str) -> dict[str, Tensor]:
     running = pack.layout.buffer_views(pack.buffers) or None
     for first in range(0, len(part), CHUNK):
         x, y = part.x[first : first + CHUNK], part.y[first : first + CHUNK]
-        outputs = forward(pack.spec.model, pack.shape, pack.leaves, x, runs=pack.size, running=running).outputs
-        loss += loss_of(pack.spec.loss, outputs, y, smoothing=pack.smoothing)
+        outputs = forward(pack.net, x, running=running).outputs
+        loss += loss_of(pack.spec.loss, outputs, y, smoothing=pack.smoothing)[0]
         found = correct(pack.spec.loss, outputs, y)
         hits = found if hits is None else None if found is None else hits + found
     return {f"loss/{name}": loss / len(part), **({f"accuracy/{name}": hits / len(part)} if hits is not None else {})}

@@ -10,20 +10,24 @@ from torch.nn import functional as F
 from regtrain.contract.losses import Binary, CrossEntropy, HalfSquaredError, Loss, SquaredError
 
 
-def loss(spec: Loss, outputs: Tensor, y: Tensor, *, smoothing: Tensor | None = None) -> Tensor:
-    """Sum over rows of each row's loss.  outputs (R, B, C), y (B,) or (R, B), smoothing (R, 1) or None for 0 -> (R,)
+def loss(spec: Loss, outputs: Tensor, y: Tensor, *, smoothing: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Sum over rows of each row's loss, and its gradient at the outputs.
 
-    The caller divides by the rows of the whole batch, so that micro-batches add up to it.
+    outputs (R, B, C), y (B,) or (R, B), smoothing (R, 1) or None for 0 -> (R,), (R, B, C). The caller divides both by the rows
+    of the whole batch, so that micro-batches add up to it.
     """
     match spec:
         case SquaredError():
-            return (outputs.squeeze(2) - y).square().sum(1)
+            error = outputs - y.unsqueeze(-1)
+            return error.square().sum((1, 2)), 2 * error
         case HalfSquaredError():
-            return 0.5 * (outputs.squeeze(2) - y).square().sum(1)
+            error = outputs - y.unsqueeze(-1)
+            return 0.5 * error.square().sum((1, 2)), error
         case CrossEntropy():
             return _cross_entropy(outputs, y, smoothing)
         case Binary():
-            return F.softplus(-y * outputs.squeeze(2)).sum(1)
+            margin = y.unsqueeze(-1) * outputs
+            return F.softplus(-margin).sum((1, 2)), -y.unsqueeze(-1) * torch.sigmoid(-margin)
         case _:
             assert_never(spec)
 
@@ -59,11 +63,15 @@ def at_uniform(spec: Loss, classes: int) -> float | None:
     return math.log(classes) if isinstance(spec, CrossEntropy) else math.log(2) if isinstance(spec, Binary) else None
 
 
-def _cross_entropy(outputs: Tensor, y: Tensor, smoothing: Tensor | None) -> Tensor:
+def _cross_entropy(outputs: Tensor, y: Tensor, smoothing: Tensor | None) -> tuple[Tensor, Tensor]:
+    """−Σ_c q_c log p_c and p − q, with q = (1 − s)·onehot(y) + s/C."""
     runs, rows, classes = outputs.shape
-    labels = y.expand(runs, rows)
-    if smoothing is None:
-        return F.cross_entropy(outputs.reshape(-1, classes), labels.reshape(-1), reduction="none").view(runs, rows).sum(1)
+    labels = y.expand(runs, rows).unsqueeze(2)
     log_p = outputs.log_softmax(2)
-    of_label = -log_p.gather(2, labels.unsqueeze(2)).squeeze(2)
-    return ((1 - smoothing) * of_label - smoothing * log_p.mean(2)).sum(1)
+    of_label = -log_p.gather(2, labels).sum((1, 2))
+    slope = log_p.exp()
+    if smoothing is None:
+        return of_label, slope.scatter_add_(2, labels, slope.new_full((1, 1, 1), -1.0).expand(runs, rows, 1))
+    s = smoothing.unsqueeze(2)
+    value = (1 - smoothing.squeeze(1)) * of_label - smoothing.squeeze(1) * log_p.mean(2).sum(1)
+    return value, slope.sub_(s / classes).scatter_add_(2, labels, (s - 1).expand(runs, rows, 1))

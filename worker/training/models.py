@@ -5,7 +5,7 @@ one operation, whatever the number of layers.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import assert_never
 
@@ -153,14 +153,34 @@ Moments = dict[str, tuple[Tensor, Tensor, int]]
 
 
 @dataclass
+class Passed:
+    """What one layer keeps of the forward pass for its way back."""
+
+    input: Tensor
+    signal: Tensor
+    """Linear output, the h of the instruments, as it lies in memory."""
+    back: Callable[[Tensor, bool], Tensor]
+    """From the gradient at the layer's output to the gradient at its linear output; norm parameters' gradients are put, or added."""
+
+
+@dataclass
 class Trace:
-    """What the forward pass leaves for the instruments. Each signal has its run axis first when read through `by_run`."""
+    """A forward pass: the outputs (R, B, outputs), and what each layer keeps."""
 
     outputs: Tensor
-    """(R, B, outputs) of the head."""
-    signals: list[Tensor] = field(default_factory=list)
-    """Linear output of every layer, as it lies in memory."""
+    layers: list[Passed] = field(default_factory=list)
     moments: Moments = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Net:
+    """A model over stacked parameters: `tensors` and `gradients` by name, (R, *shape) each."""
+
+    model: Model
+    shape: list[Layer]
+    runs: int
+    tensors: Mapping[str, Tensor]
+    gradients: Mapping[str, Tensor]
 
 
 def by_run(signal: Tensor, runs: int) -> Tensor:
@@ -168,59 +188,97 @@ def by_run(signal: Tensor, runs: int) -> Tensor:
     return signal if signal.dim() == 3 else signal.unflatten(1, (runs, -1)).movedim(1, 0)
 
 
-def forward(
-    model: Model,
-    shape: list[Layer],
-    tensors: Mapping[str, Tensor],
-    x: Tensor,
-    *,
-    runs: int,
-    kept: Mapping[str, Tensor] | None = None,
-    running: Mapping[str, Tensor] | None = None,
-) -> Trace:
-    """x: (B, features) shared by all runs, or (R, B, features).
+def forward(net: Net, x: Tensor, *, kept: Mapping[str, Tensor] | None = None, running: Mapping[str, Tensor] | None = None) -> Trace:
+    """x: (B, features) shared by all runs, or (R, B, features). Under `torch.no_grad`.
 
     `kept`: dropout factors of `inputs` and layers, (R, B, *output), 0 or 1/(1 − rate); none in evaluation.
     `running`: averages of batch norm for evaluation; without them the statistics are those of the batch.
     """
-    h = x.expand(runs, *x.shape[-2:])
-    if kept and "inputs" in kept:
+    kept = kept or {}
+    h = x.expand(net.runs, *x.shape[-2:])
+    if "inputs" in kept:
         h = h * kept["inputs"]
-    size = _image_of(model, shape)
-    if size is not None:
-        h = h.unflatten(2, size).movedim(0, 1).flatten(1, 2)
+    if isinstance(net.model, Cnn):
+        assert net.model.image is not None, "the engine takes the image from the dataset's facts"
+        h = h.unflatten(2, net.model.image).movedim(0, 1).flatten(1, 2)
     trace = Trace(h)
-    for layer in shape:
-        weight, bias = tensors[f"{layer.name}.weight"], tensors.get(f"{layer.name}.bias")
-        if len(layer.weight) == 4:
-            assert isinstance(model, Cnn)
-            h = F.convolution(h, weight, bias, stride=model.stride)
+    for layer in net.shape:
+        weight, bias = net.tensors[f"{layer.name}.weight"], net.tensors.get(f"{layer.name}.bias")
+        if weight.dim() == 5:
+            assert isinstance(net.model, Cnn)
+            z = F.convolution(h, weight, bias, stride=net.model.stride)
         else:
-            if h.dim() == 4:
-                h = h.unflatten(1, (runs, -1)).movedim(1, 0).flatten(2)
-            h = F.linear(h, weight, bias)
-        trace.signals.append(h)
-        if layer.normalization is not None:
-            h = _normalise(layer, layer.normalization, h, tensors, runs, running, trace)
-        if layer.activation is not None:
-            h = F.pool(F.ACTIVATIONS[layer.activation](h), layer.pool)
-        if kept and layer.name in kept:
-            mask = kept[layer.name]
-            h = h * (mask.movedim(0, 1).flatten(1, 2) if h.dim() == 4 else mask)
+            h = _as_rows(h, net.runs)
+            z = F.linear(h, weight, bias)
+        out, back = _behind(net, layer, z, kept.get(layer.name), running, trace.moments)
+        trace.layers.append(Passed(h, z, back))
+        h = out
     trace.outputs = h
     return trace
 
 
-def _image_of(model: Model, shape: list[Layer]) -> tuple[int, int, int] | None:
-    """[channels, height, width] of the rows of a convolutional model."""
-    if not isinstance(model, Cnn):
-        return None
-    assert model.image is not None, "the engine resolves the image from the dataset's facts"
-    return model.image
+def backward(net: Net, trace: Trace, delta: Tensor, *, add: bool) -> list[Tensor]:
+    """From the gradient at the outputs to the gradient of every parameter, written to its place (or added to it).
+
+    Returns the gradient at the linear output of every layer, in forward order, as it lies in memory.
+    """
+    deltas: list[Tensor] = []
+    for layer, passed in zip(reversed(net.shape), reversed(trace.layers), strict=True):
+        if passed.signal.dim() == 4 and delta.dim() == 3:
+            delta = _as_images(delta, layer)
+        delta = passed.back(delta, add)
+        deltas.append(delta)
+        weight, first = net.tensors[f"{layer.name}.weight"], layer is net.shape[0]
+        of_weight, of_bias = net.gradients[f"{layer.name}.weight"], net.gradients.get(f"{layer.name}.bias")
+        if weight.dim() == 5:
+            assert isinstance(net.model, Cnn)
+            at_input = F.convolution_backward(delta, passed.input, weight, of_weight, of_bias, stride=net.model.stride, add=add, first=first)
+            delta = delta if at_input is None else at_input
+        else:
+            F.linear_backward(delta, passed.input, of_weight, of_bias, add=add)
+            delta = delta if first else torch.bmm(delta, weight)
+    return deltas[::-1]
 
 
-def _normalise(layer: Layer, spec: BatchNorm | LayerNorm, h: Tensor, tensors: Mapping[str, Tensor], runs: int, running: Mapping[str, Tensor] | None, trace: Trace) -> Tensor:
-    gamma, beta = tensors[f"{layer.name}.norm.weight"], tensors[f"{layer.name}.norm.bias"]
+def _as_rows(h: Tensor, runs: int) -> Tensor:
+    """Images (B, R·C, height, width) as rows (R, B, C·height·width); rows as they are."""
+    return h if h.dim() == 3 else h.unflatten(1, (runs, -1)).movedim(1, 0).flatten(2)
+
+
+def _as_images(delta: Tensor, layer: Layer) -> Tensor:
+    """The way back: (R, B, C·height·width) as (B, R·C, height, width)."""
+    return delta.unflatten(2, layer.output).movedim(0, 1).flatten(1, 2)
+
+
+def _behind(net: Net, layer: Layer, z: Tensor, mask: Tensor | None, running: Mapping[str, Tensor] | None, moments: Moments) -> tuple[Tensor, Callable[[Tensor, bool], Tensor]]:
+    """Normalization, activation, pooling and dropout of one layer, and their way back."""
+    if layer.activation is None:
+        return z, lambda delta, add: delta
+    phi = F.ACTIVATIONS[layer.activation]
+    if mask is not None and z.dim() == 4:
+        mask = mask.movedim(0, 1).flatten(1, 2)
+    if layer.normalization is None and layer.pool == "none":
+        a = phi.forward(z)
+        if mask is None:
+            return a, lambda delta, add: phi.backward(delta, z, a)
+        return a * mask, lambda delta, add: phi.backward(delta * mask, z, a)
+    norms = [name for name in (f"{layer.name}.norm.weight", f"{layer.name}.norm.bias") if name in net.tensors]
+    leaves = [z.detach().requires_grad_(), *(net.tensors[name].detach().requires_grad_() for name in norms)]
+    with torch.enable_grad():
+        v = leaves[0] if layer.normalization is None else _normalise(layer, layer.normalization, leaves[0], leaves[1], leaves[2], net.runs, running, moments)
+        out = F.pool(phi.forward(v), layer.pool)
+        out = out if mask is None else out * mask
+
+    def back(delta: Tensor, add: bool) -> Tensor:
+        of_z, *of_norms = torch.autograd.grad(out, leaves, delta)
+        for name, gradient in zip(norms, of_norms, strict=True):
+            F.put(net.gradients[name], gradient, add=add)
+        return of_z
+
+    return out.detach(), back
+
+
+def _normalise(layer: Layer, spec: BatchNorm | LayerNorm, h: Tensor, gamma: Tensor, beta: Tensor, runs: int, running: Mapping[str, Tensor] | None, moments: Moments) -> Tensor:
     image = h.dim() == 4
 
     def broadcast(units: Tensor) -> Tensor:  # (R, units)
@@ -231,7 +289,7 @@ def _normalise(layer: Layer, spec: BatchNorm | LayerNorm, h: Tensor, tensors: Ma
             h = F.normalised(h, broadcast(running[f"{layer.name}.norm.running_mean"]), broadcast(running[f"{layer.name}.norm.running_var"]), eps)
         case BatchNorm(eps=eps):
             h, mean, variance = F.image_batch_norm(h, eps, runs) if image else F.dense_batch_norm(h, eps)
-            trace.moments[layer.name] = (mean.detach(), variance.detach(), h.numel() // mean.numel())
+            moments[layer.name] = (mean.detach(), variance.detach(), h.numel() // mean.numel())
         case LayerNorm(eps=eps):
             h = F.layer_norm(h.unflatten(1, (runs, -1)), eps, (2, 3, 4)).flatten(1, 2) if image else F.layer_norm(h, eps, (2,))
         case _:

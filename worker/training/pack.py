@@ -14,9 +14,9 @@ from regtrain.contract.ranges import concrete
 from regtrain.contract.regularizers import L1, L2, Dropout, EarlyStopping, ElasticNet, Regularizer, StepPenalty, WeightDecay
 from regtrain.contract.runs import Run
 from worker.training.draws import Masks
-from worker.training.models import Layout, Slot, initial, layout_of
+from worker.training.models import Layout, Net, Slot, initial, layout_of
 from worker.training.optimizers import Directions
-from worker.training.regularizers import WeightPenalty
+from worker.training.regularizers import WeightPenalty, is_proximal
 
 
 @dataclass(frozen=True)
@@ -52,15 +52,16 @@ class Pack:
         self.dtype = torch.float64 if self.spec.dtype == "float64" else torch.float32
         self.layout: Layout = layout_of(shape)
         self.flat = self._initial()
-        self.leaves = {name: view.detach().requires_grad_() for name, view in self.layout.views(self.flat).items()}
         self.gradient = torch.zeros_like(self.flat)
-        self.gradients = self.layout.views(self.gradient)
+        self.net = Net(self.spec.model, shape, len(runs), self.layout.views(self.flat), self.layout.views(self.gradient))
         self.buffers = torch.zeros(len(runs), sum(s.stop - s.start for s in self.layout.buffers), dtype=self.dtype, device=device)
         for name, view in self.layout.buffer_views(self.buffers).items():
             view.fill_(1.0 if name.endswith("running_var") else 0.0)
         self.alive = torch.ones(len(runs), dtype=torch.bool, device=device)
         self.directions = Directions(self.spec.optimizer, self._stack_optimizer, self.flat)
         self.penalties = [self._penalty(i, r) for i, r in enumerate(self.spec.regularizers) if isinstance(r, L1 | L2 | ElasticNet | WeightDecay)]
+        self.reshapes = any(is_proximal(p.spec) or isinstance(p.spec, WeightDecay) for p in self.penalties)
+        """Whether penalties act on the weights themselves, behind the optimizer's update."""
         self.step_penalty = self._step_penalty()
         self.dropouts = [self._dropout(i, r, features) for i, r in enumerate(self.spec.regularizers) if isinstance(r, Dropout)]
         self.early = next((r for r in self.spec.regularizers if isinstance(r, EarlyStopping)), None)

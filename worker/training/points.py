@@ -1,6 +1,5 @@
 """What was measured, gathered step by step and copied out about four times a second as `Points`."""
 
-import math
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,9 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from regtrain.contract.diagnostics import includes
 from regtrain.contract.events import Points
-from worker.training.diagnostics import Measured
+from worker.training.diagnostics import Measured, finish
 from worker.training.pack import Pack
 
 MOST_STEPS = 1024
@@ -74,8 +72,7 @@ class Recorder:
         alive, active = values.pop("alive"), values.pop("active")
         counts = alive.sum(0).astype(np.int64)
         values["learning_rate"] = np.stack(self._rates)
-        if includes(self.pack.spec.diagnostics, "standard"):
-            values["gradient/rms"] = values["gradient/norm"] / np.array([math.sqrt(s.stop - s.start) for s in self.pack.layout.weights])
+        finish(self.pack.layout, values)
         for name, value in values.items():
             points.steps[name], points.counts[name] = steps, counts
             points.values[name] = value.astype(np.float64 if self.pack.dtype == torch.float64 else np.float32, copy=False)

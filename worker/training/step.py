@@ -14,7 +14,7 @@ from regtrain.contract.regularizers import L1, ElasticNet, WeightDecay
 from worker.training import diagnostics
 from worker.training.diagnostics import Measured
 from worker.training.losses import loss as loss_of
-from worker.training.models import Moments, forward
+from worker.training.models import Moments, backward, forward
 from worker.training.optimizers import clipped
 from worker.training.pack import Pack
 from worker.training.regularizers import gradient as gradient_of
@@ -27,28 +27,27 @@ ORDER = (
 """What happens in a step, as it is echoed in the result."""
 
 
+@torch.no_grad()
 def step(pack: Pack, x: Tensor, y: Tensor, *, t: int, lr: Tensor) -> Measured:
     """Update t of every living run, in place.  x: (B, features) or (R, B, features); y: (B,) or (R, B); lr: (R, 1).
 
-    Returns what was measured: (R,) or one (R,) a layer for each series. `alive` says which runs took part.
+    Returns what was measured: (R,) or one (R,) a layer for each series. `alive` says which runs took part, `active` which of them moved.
     """
     preset, layout = pack.spec.diagnostics, pack.layout
     loss, measured, moments = _backward(pack, x, y, t)
-    with torch.no_grad():
-        gradient = pack.gradient
-        measured["alive"] = pack.alive
-        measured["loss/train"] = loss
-        measured |= diagnostics.of_gradient(preset, layout, gradient)
-        measured |= diagnostics.of_identities(preset, layout, pack.shape, moments, pack.flat, gradient)
-        total = measured.get("gradient/total")
-        active = pack.alive & torch.isfinite(loss + (gradient.sum(1) if total is None else total))
-        measured["active"] = active
-        gradient = _with_penalties(pack, gradient, loss, measured)
-        if pack.spec.clip is not None and pack.limit is not None:
-            gradient, measured["gradient/clipped"] = clipped(pack.spec.clip, gradient, pack.limit)
-        _update(pack, gradient, active.unsqueeze(1), lr, measured)
-        if pack.spec.on_nonfinite == "stop":
-            pack.alive = active
+    gradient = pack.gradient
+    measured["alive"], measured["loss/train"] = pack.alive, loss
+    measured |= diagnostics.of_gradient(preset, layout, gradient)
+    measured |= diagnostics.of_identities(preset, layout, pack.shape, moments, pack.flat, gradient)
+    total = measured.get("gradient/total")
+    assert not isinstance(total, list)
+    measured["active"] = active = pack.alive & torch.isfinite(loss + (gradient.sum(1) if total is None else total))
+    gradient = _with_penalties(pack, gradient, loss, measured)
+    if pack.spec.clip is not None and pack.limit is not None:
+        gradient, measured["gradient/clipped"] = clipped(pack.spec.clip, gradient, pack.limit)
+    _update(pack, gradient, active.unsqueeze(1), lr, measured)
+    if pack.spec.on_nonfinite == "stop":
+        pack.alive = active
     return measured
 
 
@@ -57,43 +56,31 @@ def _backward(pack: Pack, x: Tensor, y: Tensor, t: int) -> tuple[Tensor, Measure
     rows, spec = y.shape[-1], pack.spec
     kept = pack.kept(t, rows)
     size = math.ceil(rows / spec.budget.accumulate)
-    signals: list[list[Tensor]] = []
-    losses: list[Tensor] = []
-    moments: Moments = {}
-    names = list(pack.leaves)
-    watch = includes(spec.diagnostics, "standard")
-    for first in range(0, rows, size):
-        part = slice(first, first + size)
-        some = None if kept is None else {place: mask[:, part] for place, mask in kept.items()}
-        trace = forward(spec.model, pack.shape, pack.leaves, x[..., part, :], runs=pack.size, kept=some)
-        each = loss_of(spec.loss, trace.outputs, y[..., part], smoothing=pack.smoothing) / rows
-        wanted = [pack.leaves[name] for name in names] + (trace.signals if watch else [])
-        gradients = torch.autograd.grad(each.sum(), wanted)
-        for name, gradient in zip(names, gradients, strict=False):
-            if first == 0:
-                pack.gradients[name].copy_(gradient)
-            else:
-                pack.gradients[name].add_(gradient)
-        losses.append(each.detach())
-        if watch:
-            signals.append([s.detach() for s in trace.signals])
-            signals.append(list(gradients[len(names) :]))
-        moments = trace.moments
-        _average(pack, moments)
-    loss = losses[0] if len(losses) == 1 else torch.stack(losses).sum(0)
-    return loss, _signals(pack, signals), moments
+    if size == rows:
+        trace = forward(pack.net, x, kept=kept)
+        loss, slope = loss_of(spec.loss, trace.outputs, y, smoothing=pack.smoothing)
+        deltas = backward(pack.net, trace, slope.div_(rows), add=False)
+        _average(pack, trace.moments)
+        return loss / rows, diagnostics.of_signals(spec.diagnostics, [p.signal for p in trace.layers], deltas, pack.size), trace.moments
+    parts = [_micro(pack, x, y, kept, slice(first, first + size), rows) for first in range(0, rows, size)]
+    signals = [_whole([p[1][layer] for p in parts]) for layer in range(len(pack.shape))]
+    deltas = [_whole([p[2][layer] for p in parts]) for layer in range(len(pack.shape))]
+    return torch.stack([p[0] for p in parts]).sum(0), diagnostics.of_signals(spec.diagnostics, signals, deltas, pack.size), parts[-1][3]
 
 
-def _signals(pack: Pack, parts: list[list[Tensor]]) -> Measured:
-    """Signals of all micro-batches as those of one batch; `parts` alternates forward and backward."""
-    if not parts:
-        return {}
-    forwards, backwards = parts[0], parts[1]
-    if len(parts) > 2:
-        axis = [1 if s.dim() == 3 else 0 for s in forwards]
-        forwards = [torch.cat([p[i] for p in parts[0::2]], a) for i, a in enumerate(axis)]
-        backwards = [torch.cat([p[i] for p in parts[1::2]], a) for i, a in enumerate(axis)]
-    return diagnostics.of_signals(pack.spec.diagnostics, forwards, backwards, pack.size)
+def _micro(pack: Pack, x: Tensor, y: Tensor, kept: dict[str, Tensor] | None, part: slice, rows: int) -> tuple[Tensor, list[Tensor], list[Tensor], Moments]:
+    """One micro-batch of a batch of `rows`: its share of the loss, its signals forward and backward; its gradient is added to those before."""
+    some = None if kept is None else {place: mask[:, part] for place, mask in kept.items()}
+    trace = forward(pack.net, x[..., part, :], kept=some)
+    loss, slope = loss_of(pack.spec.loss, trace.outputs, y[..., part], smoothing=pack.smoothing)
+    deltas = backward(pack.net, trace, slope.div_(rows), add=part.start > 0)
+    _average(pack, trace.moments)
+    return loss / rows, [p.signal for p in trace.layers], deltas, trace.moments
+
+
+def _whole(parts: list[Tensor]) -> Tensor:
+    """Micro-batches as one batch: rows are the second axis of dense signals and the first of images."""
+    return torch.cat(parts, 1 if parts[0].dim() == 3 else 0)
 
 
 def _average(pack: Pack, moments: Moments) -> None:
@@ -115,8 +102,8 @@ def _with_penalties(pack: Pack, gradient: Tensor, loss: Tensor, measured: Measur
     added = gradient
     for p in pack.penalties:
         values = [penalty(p.spec, pack.flat[:, c], p.lam, p.ratio) for c in p.columns]
-        measured[p.name] = values[0] if len(values) == 1 else torch.stack(values).sum(0)
-        objective = objective + measured[p.name]
+        measured[p.name] = value = values[0] if len(values) == 1 else torch.stack(values).sum(0)
+        objective = objective + value
         coupled = is_coupled(p.spec)
         if coupled and added is gradient:
             added = gradient.clone()
@@ -130,29 +117,28 @@ def _with_penalties(pack: Pack, gradient: Tensor, loss: Tensor, measured: Measur
     if pack.penalties:
         measured["objective/train"] = objective
     if of_penalties is not None:
-        norms = measured["gradient/norm"]
-        assert isinstance(norms, list)
-        measured |= diagnostics.of_penalties(pack.spec.diagnostics, pack.layout, gradient, of_penalties, norms)
+        measured |= diagnostics.of_penalties(pack.spec.diagnostics, pack.layout, gradient, of_penalties)
     return added
 
 
 def _update(pack: Pack, gradient: Tensor, active: Tensor, lr: Tensor, measured: Measured) -> None:
     """Direction, step penalty, decoupled decay, update and prox; nothing moves where `active` (R, 1) is false."""
-    skipping = pack.spec.on_nonfinite == "skip_step"
-    state = {name: tensor.clone() for name, tensor in pack.directions.state.items()} if skipping else {}
-    rate = torch.where(active, lr, 0.0)
+    everyone = pack.device.type == "cpu" and bool(active.all())  # on a CPU asking is cheaper than masking
+    state = {} if everyone or pack.spec.on_nonfinite == "stop" else {name: tensor.clone() for name, tensor in pack.directions.state.items()}
     direction, factor = pack.directions(gradient)
     for name, before in state.items():
         now = pack.directions.state[name]
         now.copy_(torch.where(active, now, before))
-    direction = torch.where(active, direction, 0.0)
+    rate = lr
+    if not everyone:
+        rate, direction, factor = torch.where(active, lr, 0.0), torch.where(active, direction, 0.0), torch.where(active, factor, 0.0)
     if pack.step_penalty is not None:
         alpha, squared = pack.step_penalty
         direction = shortened(direction, alpha=alpha, lr=lr, squared=squared)
         moved = torch.linalg.vector_norm(rate * direction, dim=1)
         measured["penalty/step_penalty"] = alpha.squeeze(1) * (0.5 * moved.square() if squared else moved)
     update = direction * -rate
-    if not any(is_proximal(p.spec) or isinstance(p.spec, WeightDecay) for p in pack.penalties):
+    if not pack.reshapes:
         measured |= diagnostics.of_update(pack.spec.diagnostics, pack.layout, pack.flat, update)
         pack.flat.add_(update)
     else:
@@ -169,7 +155,7 @@ def _decayed(pack: Pack, update: Tensor, rate: Tensor, factor: Tensor) -> Tensor
             for c in p.columns:
                 weights[:, c] *= 1 - rate * p.lam
     weights += update
-    reach = rate * torch.where(rate > 0, factor, 0.0)
+    reach = rate * factor
     for p in sorted((p for p in pack.penalties if is_proximal(p.spec)), key=lambda p: isinstance(p.spec, ElasticNet)):
         assert isinstance(p.spec, L1 | ElasticNet)
         for c in p.columns:

@@ -178,6 +178,8 @@ def _batch(job: Job, pack: Pack, order: Tensor | None, position: int) -> tuple[T
     if order is None:
         return job.train.x, job.train.y
     rows = order[..., position * job.batch : (position + 1) * job.batch]
+    if rows.dim() == 1:  # four times as fast as indexing
+        return job.train.x.index_select(0, rows), job.train.y.index_select(0, rows)
     return job.train.x[rows], job.train.y[rows]
 
 

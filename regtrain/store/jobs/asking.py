@@ -1,0 +1,135 @@
+"""What callers ask of jobs: submit, cancel, delete."""
+
+from typing import Any
+
+from sqlalchemy import Connection, insert, select, update
+from sqlalchemy import delete as delete_rows
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import IntegrityError
+
+from regtrain.contract.datasets import Upload
+from regtrain.contract.errors import Conflict, NotFound, Problem, SpecRefused, Warned
+from regtrain.contract.job import JobSpec, resolved
+from regtrain.contract.runs import expand
+from regtrain.contract.states import FINAL, Intent, RunState, State
+from regtrain.store import files
+from regtrain.store.database import Database
+from regtrain.store.ids import new_id
+from regtrain.store.jobs.moves import move
+from regtrain.store.jobs.reading import Job, job_of, read
+from regtrain.store.tables import idempotency, now, runs
+from regtrain.store.tables import jobs as table
+
+
+class _Repeated(Exception):
+    """The idempotency key has been used before."""
+
+
+def submit(db: Database, spec: JobSpec, *, given: dict[str, Any], warnings: list[Warned], retry_of: str | None = None, idempotency: tuple[str, str] | None = None) -> Job:
+    """Stores a job and its runs, durably. `idempotency` is (key, digest of the body): the same pair gives the job of the first time.
+
+    Raises:
+        SpecRefused: too many runs, a dataset that does not exist, or an idempotency key that came with another body.
+    """
+    expanded = expand(spec)
+    job_id = new_id("job")
+    job = _row(job_id, spec, given=given, warnings=warnings, retry_of=retry_of, runs=len(expanded))
+    rows = [
+        {"job": job_id, "index": run.index, "seed": run.seed, "state": RunState.QUEUED, "steps": 0, "values": run.values, "metrics": {}, "best": {}, "zeros": {}}
+        for run in expanded
+    ]
+    try:
+        with db.write() as connection:
+            connection.execute(insert(table), job)
+            connection.execute(insert(runs), rows)
+            if idempotency is not None:
+                _remember(connection, idempotency, job_id)
+    except _Repeated:
+        return _repeated(db, *(idempotency or ("", "")))
+    except IntegrityError as error:
+        if job["dataset"] is None:
+            raise
+        raise SpecRefused([Problem("dataset.id", f"there is no dataset {job['dataset']}", "upload it to /v1/datasets first")]) from error
+    return job_of(job)
+
+
+def cancel(db: Database, job_id: str) -> Job:
+    """A job that waits is cancelled at once; one that runs is asked to stop; one that is final stays as it is.
+
+    Raises:
+        NotFound: there is no such job.
+    """
+    with db.write() as connection:
+        state = _state(connection, job_id)
+        if state is State.RUNNING:
+            connection.execute(update(table).where(table.c.id == job_id).values(intent=Intent.CANCELLING))
+        elif state not in FINAL:
+            move(connection, job_id, State.CANCELLED, reason="cancelled by request")
+        return read(connection, job_id)
+
+
+def delete(db: Database, job_id: str) -> None:
+    """Removes a job with its runs, curves, log, checkpoints and files.
+
+    Raises:
+        NotFound: there is no such job.
+        Conflict: it is not final yet.
+    """
+    with db.write() as connection:
+        state = _state(connection, job_id)
+        if state not in FINAL:
+            raise Conflict(f"job {job_id} is {state}: cancel it before it can be deleted")
+        connection.execute(delete_rows(table).where(table.c.id == job_id))
+    files.remove(db.data, job_id)
+
+
+def _row(job_id: str, spec: JobSpec, *, given: dict[str, Any], warnings: list[Warned], retry_of: str | None, runs: int) -> dict[str, Any]:
+    return {
+        **dict.fromkeys(column.name for column in table.c),
+        "id": job_id,
+        "name": spec.name,
+        "state": State.QUEUED,
+        "attempt": 0,
+        "crashes": 0,
+        "version": 1,
+        "priority": 0,
+        "beat": 0,
+        "step": 0,
+        "pack": 0,
+        "attempt_step": 0,
+        "runs": runs,
+        "spec": resolved(spec),
+        "given": given,
+        "warnings": [{"path": w.path, "message": w.message, "source": w.source} for w in warnings],
+        "metadata": spec.metadata,
+        "progress": {"step": 0, "steps": None, "epoch": 0, "runs": runs, "eta_seconds": None},
+        "metrics": {},
+        "dataset": spec.dataset.id if isinstance(spec.dataset, Upload) else None,
+        "retry_of": retry_of,
+        "created_at": now(),
+    }
+
+
+def _remember(connection: Connection, pair: tuple[str, str], job_id: str) -> None:
+    """Ties the key to the job; another submission under the same key, also one under way, makes this one the repetition."""
+    key, digest = pair
+    dialect = sqlite if connection.dialect.name == "sqlite" else postgresql
+    added = connection.execute(dialect.insert(idempotency).values(key=key, digest=digest, job=job_id, created_at=now()).on_conflict_do_nothing().returning(idempotency.c.key))
+    if added.one_or_none() is None:
+        raise _Repeated
+
+
+def _repeated(db: Database, key: str, digest: str) -> Job:
+    with db.read() as connection:
+        first = connection.execute(select(idempotency.c.job, idempotency.c.digest).where(idempotency.c.key == key)).one()
+        if first.digest != digest:
+            raise SpecRefused([Problem("Idempotency-Key", "this key came before with another body", "use a new key for a new job")])
+        return read(connection, first.job)
+
+
+def _state(connection: Connection, job_id: str) -> State:
+    """The state of a job, which nobody else changes until the transaction ends."""
+    state = connection.execute(select(table.c.state).where(table.c.id == job_id).with_for_update()).scalar()
+    if state is None:
+        raise NotFound(f"there is no job {job_id}")
+    return State(state)

@@ -1,0 +1,350 @@
+"""Curves: appended as chunks, read as exact points or as buckets of the pyramid. Nothing is averaged, sampled or dropped.
+
+Chunks are cut at fixed multiples of steps. A report that crosses such a multiple takes up the small chunks before it, so
+a series that grows a point at a time ends in the same few large chunks as one that is written at once.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sqlalchemy import BigInteger, Connection, and_, bindparam, delete, func, insert, literal, or_, select, update
+
+from regtrain.contract.errors import NotFound
+from regtrain.contract.events import Points
+from regtrain.contract.series import series_named
+from regtrain.store import blocks, buckets
+from regtrain.store.blocks import Array, Block
+from regtrain.store.database import Database
+from regtrain.store.tables import chunks, jobs, pyramid
+from regtrain.store.tables import series as series_table
+
+MOST_STEPS = 65_536
+MOST_NUMBERS = 2**19
+"""A chunk spans at most so many steps, and as many numbers unless 256 steps are more."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One series of one run. Exact: every point, in `y`. Otherwise buckets: `x` is the bucket's first step.
+
+    Arrays are (n,), or (n, layers) for per-layer series; `count` is always (n,). `min` and `max` are over finite numbers,
+    NaN where a bucket has none; `last` is the bucket's last point as it is; `count` counts all points.
+    """
+
+    series: str
+    run: int
+    exact: bool
+    x: NDArray[np.int64]
+    y: Array | None = None
+    last: Array | None = None
+    min: Array | None = None
+    max: Array | None = None
+    count: NDArray[Any] | None = None
+    nonfinite: NDArray[Any] | None = None
+    first_nonfinite: int | None = None
+    """The first step of the whole series with a number that is not finite."""
+    bucket: int = 1
+    """Steps in a bucket."""
+
+
+@dataclass
+class Head:
+    """What is known of a stored series without its points."""
+
+    id: int
+    pack: int
+    name: str
+    runs: int
+    layers: int
+    dtype: str
+    last_step: int
+    latest: Array  # (R, W)
+    first_nonfinite: dict[str, int]
+
+
+@dataclass
+class _Batch:
+    """The statements of one report, gathered so that each kind is sent once."""
+
+    deletes: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    chunks: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    pyramid: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    heads: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+
+    def send(self, connection: Connection) -> None:
+        if self.deletes:
+            connection.execute(delete(chunks).where(chunks.c.series == bindparam("of"), chunks.c.first_step >= bindparam("since")), self.deletes)
+        if self.chunks:
+            connection.execute(insert(chunks), self.chunks)
+        if self.pyramid:
+            connection.execute(insert(pyramid), self.pyramid)
+        if self.heads:
+            connection.execute(update(series_table).where(series_table.c.id == bindparam("of")), self.heads)
+
+
+def read(
+    db: Database,
+    job_id: str,
+    *,
+    series: Sequence[str],
+    runs: Sequence[int] | None = None,
+    first: int | None = None,
+    last: int | None = None,
+    points: int | None = None,
+    layers: Sequence[str] | None = None,
+) -> list[Curve]:
+    """The curves of a job, in the order of `series`, then of the runs; a series that has no points yet gives none.
+
+    `first` and `last` are steps, both included. With `points`, a stretch of more points comes as at most so many buckets.
+
+    Raises:
+        NotFound: no such job, series, run or layer.
+    """
+    with db.read() as connection:
+        row = connection.execute(select(jobs.c.runs, jobs.c.packs, jobs.c.started).where(jobs.c.id == job_id)).one_or_none()
+        if row is None:
+            raise NotFound(f"there is no job {job_id}")
+        chosen = _layers(job_id, row.started, layers)
+        for index in runs or ():
+            if not 0 <= index < row.runs:
+                raise NotFound(f"job {job_id} has no run {index}: it has {row.runs}")
+        found = heads(connection, job_id, names=series)
+        for name in series:
+            if series_named(name) is None and not any(head.name == name for head in found):
+                raise NotFound(f"job {job_id} has no series {name!r}")
+        return [
+            curve
+            for name in dict.fromkeys(series)
+            for head in found
+            if head.name == name
+            for curve in _curves(connection, head, row.packs[head.pack], runs=runs, first=first or 0, last=last, points=points, layers=chosen if head.layers else None)
+        ]
+
+
+def names(db: Database, job_id: str) -> list[str]:
+    """The series of a job that have points, in the order in which they were first reported.
+
+    Raises:
+        NotFound: no such job.
+    """
+    with db.read() as connection:
+        if connection.execute(select(jobs.c.id).where(jobs.c.id == job_id)).one_or_none() is None:
+            raise NotFound(f"there is no job {job_id}")
+        return list(dict.fromkeys(head.name for head in heads(connection, job_id)))
+
+
+def append(connection: Connection, job: str, points: Points) -> None:
+    """Stores a report. What the series already has from its first step on is replaced, so that a repeated report changes nothing."""
+    known = {head.name: head for head in heads(connection, job, pack=points.pack)}
+    batch = _Batch()
+    for name in points.steps:
+        block = blocks.block_of(points, name)
+        if not len(block.steps) or not block.counts.any():
+            continue
+        head = known.get(name) or _create(connection, job, points.pack, name, block, layers=points.values[name].shape[2] if points.values[name].ndim == 3 else 0)
+        if block.steps[0] <= head.last_step:
+            _cut(connection, head, int(block.steps[0]))
+        _extend(connection, head, block, batch)
+    batch.send(connection)
+
+
+def truncate(connection: Connection, job: str, checkpoints: dict[int, int]) -> None:
+    """Removes what lies beyond the checkpoints (pack → step), and all points of packs that have none."""
+    for head in heads(connection, job):
+        declared = series_named(head.name)
+        if head.pack not in checkpoints:
+            connection.execute(delete(series_table).where(series_table.c.id == head.id))
+        else:
+            _cut(connection, head, checkpoints[head.pack] + (declared is not None and declared.after))
+
+
+def heads(connection: Connection, job: str, *, pack: int | None = None, names: Sequence[str] | None = None) -> list[Head]:
+    """The stored series of a job, by pack and age."""
+    query = select(series_table).where(series_table.c.job == job).order_by(series_table.c.pack, series_table.c.id)
+    if pack is not None:
+        query = query.where(series_table.c.pack == pack)
+    if names is not None:
+        query = query.where(series_table.c.name.in_(list(names)))
+    return [_head(row) for row in connection.execute(query)]
+
+
+def _head(row: Any) -> Head:
+    shape = (row.runs, max(row.layers, 1))
+    latest = np.full(shape, np.nan, row.dtype) if row.latest is None else np.frombuffer(row.latest, row.dtype).reshape(shape)
+    return Head(row.id, row.pack, row.name, row.runs, row.layers, row.dtype, row.last_step, latest, row.first_nonfinite)
+
+
+def _create(connection: Connection, job: str, pack: int, name: str, block: Block, *, layers: int) -> Head:
+    runs, width, _ = block.values.shape
+    dtype = block.values.dtype.str
+    row: dict[str, Any] = {"job": job, "pack": pack, "name": name, "runs": runs, "layers": layers, "dtype": dtype, "last_step": -1, "first_nonfinite": {}}
+    key = connection.execute(insert(series_table).values(**row).returning(series_table.c.id)).scalar_one()
+    return Head(key, pack, name, runs, layers, dtype, -1, np.full((runs, width), np.nan, dtype), {})
+
+
+def _extend(connection: Connection, head: Head, block: Block, batch: _Batch) -> None:
+    block = Block(block.steps, block.counts, block.values.astype(head.dtype, copy=False))
+    start, end = head.last_step + 1, int(block.steps[-1]) + 1
+    sizes = _sizes(head)
+    since = next((start // size * size for size in sizes if start // size < end // size), None)
+    whole = block
+    if since is not None:
+        whole = blocks.join([*_load(connection, head, since, start), block])
+        if since < start:
+            batch.deletes.append({"of": head.id, "since": since})
+        older = _siblings(connection, head, buckets.siblings(start, end))
+        for level, summary in buckets.close(whole, older, start, end):
+            batch.pyramid += [
+                {"series": head.id, "level": level, "bucket": int(at) >> level, "summary": row} for at, row in zip(summary.start, buckets.packed(summary), strict=True)
+            ]
+    batch.chunks += [{"series": head.id, **blocks.packed(piece)} for piece in _pieces(whole, start if since is None else since, end, sizes)]
+    latest = np.where(block.counts[:, None] > 0, block.latest(), head.latest)
+    nonfinite = {**block.first_nonfinite(), **head.first_nonfinite}
+    batch.heads.append({"of": head.id, "last_step": end - 1, "latest": latest.tobytes(), "first_nonfinite": nonfinite})
+
+
+def _sizes(head: Head) -> list[int]:
+    """The multiples of steps at which chunks of this series are cut, largest first."""
+    numbers = head.runs * max(head.layers, 1)
+    most = min(MOST_STEPS, max(256, 1 << (MOST_NUMBERS // numbers).bit_length() - 1)) if numbers <= MOST_NUMBERS else 256
+    return [most, *(size for size in (4096, 256) if size < most)]
+
+
+def _pieces(block: Block, first: int, end: int, sizes: list[int]) -> Iterable[Block]:
+    """The block cut at the largest multiples that fit; the rest is a small chunk that later reports take up."""
+    at = first
+    while at < end:
+        size = next((size for size in sizes if at % size == 0 and at + size <= end), None)
+        past = end if size is None else at + size
+        if size is None and (nearer := [s for s in sizes if (at // s + 1) * s < end]):
+            past = (at // nearer[-1] + 1) * nearer[-1]
+        piece = block.between(at, past)
+        if len(piece.steps):
+            yield piece
+        at = past
+
+
+def _load(connection: Connection, head: Head, first: int, end: int) -> list[Block]:
+    """The stored blocks that overlap first … end−1, cut to it."""
+    query = select(chunks).where(chunks.c.series == head.id, chunks.c.first_step >= _chunk_at(head.id, first), chunks.c.first_step < end).order_by(chunks.c.first_step)
+    found = [blocks.unpacked(row, runs=head.runs, layers=head.layers, dtype=head.dtype).between(first, end) for row in connection.execute(query)]
+    return [block for block in found if len(block.steps)]
+
+
+def _chunk_at(key: int, step: int) -> Any:
+    """First step of the chunk in which a step lies, by one probe of the index."""
+    before = select(func.max(chunks.c.first_step)).where(chunks.c.series == key, chunks.c.first_step <= step).scalar_subquery()
+    return func.coalesce(before, step)
+
+
+def _siblings(connection: Connection, head: Head, wanted: list[tuple[int, int]]) -> dict[tuple[int, int], buckets.Summary]:
+    rows = _rows(connection, head, [(level, bucket, bucket + 1) for level, bucket in wanted])
+    return {(level, bucket): buckets.unpacked([(bucket << level, row)], runs=head.runs, layers=head.layers, dtype=head.dtype) for level, bucket, row in rows}
+
+
+def _rows(connection: Connection, head: Head, wanted: list[tuple[int, int, int]]) -> list[tuple[int, int, bytes]]:
+    if not wanted:
+        return []
+    places = [and_(pyramid.c.series == head.id, pyramid.c.level == level, pyramid.c.bucket >= bucket, pyramid.c.bucket < past) for level, bucket, past in wanted]
+    return [(row.level, row.bucket, row.summary) for row in connection.execute(select(pyramid.c.level, pyramid.c.bucket, pyramid.c.summary).where(or_(*places)))]
+
+
+def _cut(connection: Connection, head: Head, cut: int) -> None:
+    """Removes the points at steps ≥ cut, and the buckets that hold any of them."""
+    if head.last_step < cut:
+        return
+    mine = chunks.c.series == head.id
+    straddling = connection.execute(select(chunks).where(mine, chunks.c.first_step < cut, chunks.c.last_step >= cut)).one_or_none()
+    connection.execute(delete(chunks).where(mine, chunks.c.last_step >= cut))
+    if straddling is not None:
+        kept = blocks.unpacked(straddling, runs=head.runs, layers=head.layers, dtype=head.dtype).between(0, cut)
+        connection.execute(insert(chunks).values(series=head.id, **blocks.packed(kept)))
+    last = connection.execute(select(func.max(chunks.c.last_step)).where(mine)).scalar()
+    head.last_step = -1 if last is None else int(last)
+    if last is not None:
+        newest = _load(connection, head, head.last_step, head.last_step + 1)[-1]
+        head.latest = np.where(newest.counts[:, None] > 0, newest.latest(), head.latest)
+    head.first_nonfinite = {run: step for run, step in head.first_nonfinite.items() if step < cut}
+    connection.execute(delete(pyramid).where(pyramid.c.series == head.id, pyramid.c.bucket >= literal(head.last_step + 1, BigInteger).bitwise_rshift(pyramid.c.level)))
+    connection.execute(
+        update(series_table).where(series_table.c.id == head.id).values(last_step=head.last_step, latest=head.latest.tobytes(), first_nonfinite=head.first_nonfinite)
+    )
+
+
+def _layers(job_id: str, started: Any, wanted: Sequence[str] | None) -> list[int] | None:
+    if wanted is None:
+        return None
+    known: list[str] = (started or {}).get("layers", [])
+    for name in wanted:
+        if name not in known:
+            raise NotFound(f"job {job_id} has no layer {name!r}" + (f": it has {', '.join(known)}" if known else " yet: it has not started"))
+    return [known.index(name) for name in wanted]
+
+
+def _curves(
+    connection: Connection, head: Head, pack: list[int], *, runs: Sequence[int] | None, first: int, last: int | None, points: int | None, layers: list[int] | None
+) -> list[Curve]:
+    places = [(position, index) for position, index in enumerate(pack) if runs is None or index in runs]
+    end = min(head.last_step if last is None else last, head.last_step) + 1
+    if not places:
+        return []
+    if first >= end or points is None or _points_between(connection, head, first, end, most=points) <= points:
+        block = _joined(head, _load(connection, head, first, end) if first < end else [])
+        return [_exact(head, block, position, index, layers) for position, index in places]
+    level = buckets.level_for(first, end, max(points, 1))
+    summary = _summary(connection, head, first, end, level)
+    return [_bucketed(head, summary, position, index, layers, width=1 << level) for position, index in places]
+
+
+def _joined(head: Head, found: list[Block]) -> Block:
+    nothing = Block(np.empty(0, np.int64), np.zeros(head.runs, np.int64), np.empty((head.runs, max(head.layers, 1), 0), head.dtype))
+    return blocks.join(found or [nothing])
+
+
+def _points_between(connection: Connection, head: Head, first: int, end: int, *, most: int) -> int:
+    """How many steps of the series lie in first … end−1; any number above `most` may stand for more."""
+    if end - first <= most:
+        return end - first
+    columns = (chunks.c.first_step, chunks.c.last_step, chunks.c.points)
+    found = connection.execute(select(*columns).where(chunks.c.series == head.id, chunks.c.first_step >= _chunk_at(head.id, first), chunks.c.first_step < end)).all()
+    inside = sum(row.points for row in found if first <= row.first_step and row.last_step < end)
+    if inside > most:
+        return inside
+    edges = [row.first_step for row in found if not (first <= row.first_step and row.last_step < end)]
+    steps = connection.execute(select(chunks.c.steps).where(chunks.c.series == head.id, chunks.c.first_step.in_(edges))).scalars()
+    return inside + sum(int(np.diff(np.searchsorted(blocks.steps_of(stored), (first, end)))[0]) for stored in steps)
+
+
+def _summary(connection: Connection, head: Head, first: int, end: int, level: int) -> buckets.Summary:
+    loose, whole = buckets.cover(first, end, level)
+    parts = [buckets.summarize(block, buckets.LOWEST) for low, past in loose for block in _load(connection, head, low, past)]
+    rows = [(bucket << at, row) for at, bucket, row in _rows(connection, head, whole)]
+    if rows:
+        parts.append(buckets.unpacked(rows, runs=head.runs, layers=head.layers, dtype=head.dtype))
+    together = buckets.concat(parts)
+    return buckets.merge(together.take(np.argsort(together.start, kind="stable")), level)
+
+
+def _exact(head: Head, block: Block, position: int, index: int, layers: list[int] | None) -> Curve:
+    count = int(block.counts[position])
+    y = _shaped(head, block.values[position, :, :count].T, layers)
+    return Curve(head.name, index, True, block.steps[:count], y=y, first_nonfinite=head.first_nonfinite.get(str(position)))
+
+
+def _bucketed(head: Head, summary: buckets.Summary, position: int, index: int, layers: list[int] | None, *, width: int) -> Curve:
+    full = summary.count[:, position] > 0
+    last, low, high, nonfinite = (_shaped(head, array[full, position, :], layers) for array in (summary.last, summary.min, summary.max, summary.nonfinite))
+    nonfinite_from = head.first_nonfinite.get(str(position))
+    return Curve(
+        head.name, index, False, summary.start[full], last=last, min=low, max=high, count=summary.count[full, position], nonfinite=nonfinite, first_nonfinite=nonfinite_from, bucket=width
+    )  # fmt: skip
+
+
+def _shaped(head: Head, array: Array, layers: list[int] | None) -> Array:
+    """(n, W) → (n,) for a scalar series, (n, chosen layers) for one with layers."""
+    if not head.layers:
+        return array[:, 0]
+    return array if layers is None else array[:, layers]

@@ -1,0 +1,77 @@
+"""Jobs in a terminal."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from regtrain.client import Job
+from regtrain.contract.errors import RegtrainError
+
+COLOURS = {"succeeded": "green", "failed": "red", "cancelled": "yellow", "running": "cyan"}
+MOST_WARNINGS = 10
+
+
+def watch(console: Console, seen: Iterable[Job]) -> Job:
+    """Follows a job with a bar until it ends; returns it as it was seen last.
+
+    Raises:
+        RegtrainError: it was never seen.
+    """
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("steps"), TimeRemainingColumn(), TextColumn("{task.fields[metrics]}"))
+    last: Job | None = None
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task("queued", total=None, metrics="")
+        for last in seen:
+            progress = last.get("progress") or {}
+            bar.update(task, description=last["state"], completed=progress.get("step", 0), total=progress.get("steps"), metrics=_brief(last.get("metrics") or {}))
+    if last is None:
+        raise RegtrainError("there is nothing to watch")
+    return last
+
+
+def job(console: Console, seen: Job) -> None:
+    """A job's state and what is known of it, a line each."""
+    progress = seen.get("progress") or {}
+    rows: dict[str, str] = {
+        "job": seen["id"] + (f"  {seen['name']}" if seen.get("name") else ""),
+        "state": seen["state"] + (f" ({seen['intent']})" if seen.get("intent") else "") + (f": {seen['reason']}" if seen.get("reason") else ""),
+        "steps": f"{progress.get('step', 0)} of {progress['steps']}, {progress.get('runs', 1)} run(s)" if progress.get("steps") else "",
+        "metrics": _brief(seen.get("metrics") or {}, most=12),
+        **_result(seen.get("result") or {}),
+        "error": str((seen.get("error") or {}).get("detail") or (seen.get("error") or {}).get("message") or ""),
+    }
+    for name, value in rows.items():
+        if value:
+            colour = COLOURS.get(seen["state"], "default") if name == "state" else "default"
+            console.print(f"{name:>9}  [{colour}]{escape(value)}[/]")
+    for warning in seen.get("warnings", [])[:MOST_WARNINGS]:
+        console.print(f"  [yellow]warning[/]  {escape(warning['path'])}: {escape(warning['message'])}")
+
+
+def jobs(console: Console, found: list[Job]) -> None:
+    """One line a job."""
+    table = Table(box=None, header_style="bold")
+    for name in ("id", "state", "steps", "created", "name"):
+        table.add_column(name, overflow="fold" if name == "name" else "ellipsis", no_wrap=name != "name")
+    for seen in found:
+        progress = seen.get("progress") or {}
+        steps = f"{progress.get('step', 0)}/{progress['steps']}" if progress.get("steps") else ""
+        table.add_row(seen["id"], f"[{COLOURS.get(seen['state'], 'default')}]{seen['state']}[/]", steps, seen["created_at"][:19].replace("T", " "), escape(seen.get("name", "")))
+    console.print(table if found else "no jobs")
+
+
+def _brief(metrics: dict[str, Any], *, most: int = 3) -> str:
+    return "  ".join(f"{name} {value:.4g}" for name, value in list(metrics.items())[:most] if isinstance(value, int | float))
+
+
+def _result(result: dict[str, Any]) -> dict[str, str]:
+    """The few words of a result that a person asks for first."""
+    values: dict[str, float] = result.get("values") or {}
+    counts: dict[str, int] = result.get("zeros") or {}
+    chosen = "  ".join(f"{path} = {value:.6g}" for path, value in values.items())
+    zeros = "  ".join(f"{tensor} {count}" for tensor, count in counts.items())
+    return {"chosen": f"run {result['chosen_run']}: {chosen}" if chosen and result.get("chosen_run") is not None else "", "zeros": zeros}

@@ -1,9 +1,11 @@
 """From the words of a dataset to its rows, and which of them are train, val and test."""
 
 import gzip
+import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import assert_never
+from typing import Any, assert_never
 
 import numpy as np
 from numpy.typing import NDArray
@@ -109,29 +111,34 @@ _IDX = {"train-images-idx3-ubyte": 16, "train-labels-idx1-ubyte": 8, "t10k-image
 
 
 def _mnist(folder: Path) -> tuple[Array, Array]:
-    if (folder / "mnist.npz").is_file():
-        with np.load(folder / "mnist.npz", allow_pickle=False) as file:
-            parts = [file[name] for name in _npz_names(file.files, folder)]
-    else:
-        parts = [_idx(folder, name, header) for name, header in _IDX.items()]
-    train_x, train_y, test_x, test_y = (np.asarray(part) for part in parts)
-    x = np.concatenate([train_x.reshape(len(train_y), -1), test_x.reshape(len(test_y), -1)])
-    if x.shape != (70_000, 784):
-        raise DataError(f"MNIST in {folder} has {x.shape[0]} images of {x.shape[1]} pixels, expected 70,000 of 784: replace its files")
-    return x / 255.0, np.concatenate([train_y, test_y]).astype(float)
+    npz = folder / "mnist.npz"
+    try:
+        parts = [np.atleast_1d(part) for part in (_npz(npz) if npz.is_file() else [_idx(folder, name, header) for name, header in _IDX.items()])]
+        train_x, train_y, test_x, test_y = (part.reshape(len(part), -1) for part in parts)
+        shapes, labels = [part.shape for part in (train_x, train_y, test_x, test_y)], np.concatenate([train_y.ravel(), test_y.ravel()]).astype(float)
+    except (OSError, EOFError, ValueError, zlib.error, zipfile.BadZipFile) as error:
+        raise DataError(f"the MNIST files in {folder.resolve()} cannot be read ({error}): replace them") from error
+    if shapes != [(60_000, 784), (60_000, 1), (10_000, 784), (10_000, 1)] or not np.isin(labels, np.arange(10)).all():
+        raise DataError(f"MNIST in {folder.resolve()} has arrays of {shapes}, expected 60,000 and 10,000 images of 784 pixels with a label 0 to 9 each: replace its files")
+    return np.concatenate([train_x, test_x]) / 255.0, labels
 
 
-def _npz_names(found: list[str], folder: Path) -> tuple[str, str, str, str]:
-    for names in (("x_train", "y_train", "x_test", "y_test"), ("train_images", "train_labels", "test_images", "test_labels")):
-        if set(names) <= set(found):
-            return names
-    raise DataError(f"{folder / 'mnist.npz'} holds {', '.join(found)}; expected x_train, y_train, x_test, y_test")
+def _npz(path: Path) -> list[NDArray[Any]]:
+    if not zipfile.is_zipfile(path):
+        raise ValueError(f"{path.name} is not an npz file")
+    with np.load(path, allow_pickle=False) as file:
+        for names in (("x_train", "y_train", "x_test", "y_test"), ("train_images", "train_labels", "test_images", "test_labels")):
+            if set(names) <= set(file.files):
+                return [file[name] for name in names]
+        raise ValueError(f"{path.name} holds {', '.join(file.files)}; expected x_train, y_train, x_test, y_test")
 
 
 def _idx(folder: Path, name: str, header: int) -> NDArray[np.uint8]:
     for path in (folder / name, folder / name.replace("-idx", ".idx"), folder / f"{name}.gz"):
         if path.is_file():
             raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+            if len(raw) < header:
+                raise ValueError(f"{path.name} is shorter than its header")
             body = np.frombuffer(raw, np.uint8, offset=header)
             return body.reshape(-1, 784) if header == 16 else body
     raise DataError(f"MNIST is not there: put mnist.npz, or the four published files ({', '.join(_IDX)}, plain or .gz), into {folder.resolve()}")

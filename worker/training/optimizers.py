@@ -25,7 +25,7 @@ class Directions:
         match spec:
             case Sgd():
                 self.momentum = stack(lambda o: concrete(o.momentum) if isinstance(o, Sgd) else 0.0)
-                if spec.momentum != 0:
+                if bool((self.momentum != 0).any()):
                     self.state = {"velocity": torch.zeros_like(flat)}
             case Adam():
                 self.beta1 = stack(lambda o: concrete(o.beta1) if isinstance(o, Adam) else 0.0).double()

@@ -94,7 +94,7 @@ class Pack:
             for place, output in dropout.places.items():
                 drawn = self.per_seed(self.masks.uniform(f"dropout.{index}", step, place, (rows, *output)))
                 rate = dropout.rate.view(-1, *[1] * (1 + len(output)))
-                factor = (drawn >= rate).to(self.dtype) / (1 - rate).to(self.dtype)
+                factor = (drawn >= rate.float()).to(self.dtype) / (1 - rate)
                 factors[place] = factors[place] * factor if place in factors else factor
         return factors
 
@@ -147,7 +147,7 @@ class Pack:
     def _dropout(self, index: int, spec: Dropout, features: int) -> DropoutAt:
         outputs = {layer.name: layer.output for layer in self.shape[:-1]}
         places = {"inputs": (features,)} if spec.on == "inputs" else outputs if spec.on == "hidden" else {name: outputs[name] for name in spec.on}
-        rate = self._of(index, lambda r: concrete(r.rate) if isinstance(r, Dropout) else 0.0).squeeze(1).float()
+        rate = self._of(index, lambda r: concrete(r.rate) if isinstance(r, Dropout) else 0.0).squeeze(1)
         return DropoutAt(places, rate)
 
     def _smoothing(self) -> Tensor | None:

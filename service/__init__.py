@@ -1,0 +1,1 @@
+"""Asks and shows: the HTTP API over the store. No torch, no worker."""

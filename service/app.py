@@ -1,0 +1,70 @@
+"""Puts the service together: rooms, errors, guard, documentation."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from asgi_correlation_id import CorrelationIdMiddleware
+from fastapi import Depends, FastAPI
+from fastapi_offline import FastAPIOffline
+
+import regtrain
+from regtrain.store import jobs
+from regtrain.store.database import Database, open_database
+from service import catalog, curves, datasets, gradients, health, problems, runs, workers
+from service import jobs as job_routes
+from service.guard import Guard
+from service.requests import known_parameters
+from service.settings import Settings
+from service.waiting import Glance, Poller
+
+PARSERS = 2
+"""Uploads that are read at the same time."""
+DESCRIPTION = """Regularized training as a service: what a method does to every layer's gradient, measured.
+
+Submit a spec to `/v1/jobs`, wait at `/v1/jobs/{id}?wait=60`, read `/v1/jobs/{id}/curves` and `/gradients` (add `?format=text` in a terminal).
+The kinds that a spec may name are at `/v1/catalog`. Errors are RFC 9457 problems that name the path of each wrong value and what to do.
+"""
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The application, with its database open (`app.state.database`; whoever creates the application closes it).
+
+    Raises:
+        StoreError: the database cannot be used.
+    """
+    database = open_database(settings.database_url, settings.data)
+    datasets.clear_incoming(database.data)
+    app = FastAPIOffline(
+        title="regtrain",
+        version=regtrain.__version__,
+        description=DESCRIPTION,
+        dependencies=[Depends(known_parameters)],
+        lifespan=_lifespan,
+        redirect_slashes=False,
+        separate_input_output_schemas=False,
+    )
+    app.state.settings, app.state.database = settings, database
+    for room in (job_routes, runs, curves, gradients, datasets, catalog, workers, health):
+        app.include_router(room.router)
+    problems.install(app)
+    app.add_middleware(Guard, settings=settings)
+    app.add_middleware(CorrelationIdMiddleware)
+    return app
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    """`app.state.nudge` and `app.state.stop` may be called from any thread and from a signal handler."""
+    loop, database = asyncio.get_running_loop(), app.state.database
+    poller = Poller(lambda ids: look(database, ids))
+    app.state.poller, app.state.parsing = poller, asyncio.Semaphore(PARSERS)
+    app.state.nudge = lambda: loop.call_soon_threadsafe(poller.nudge)
+    app.state.stop = lambda: loop.call_soon_threadsafe(poller.close)
+    yield
+    poller.close()
+
+
+def look(database: Database, ids: list[str]) -> dict[str, Glance]:
+    """What those who wait want to see of these jobs."""
+    return {job: Glance(state, metrics) for job, (state, metrics) in jobs.glances(database, ids).items()}

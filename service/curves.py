@@ -1,0 +1,303 @@
+"""Curves of a job: losses, objective, penalties, metrics, each a number a step. What is longer than `points` comes in buckets.
+
+A bucket has its last, least and greatest value and its count: nothing is averaged away, no spike is lost. Per-layer
+series have the same answer, at /gradients.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from fastapi import APIRouter, Query, Request, Response
+from pydantic import BaseModel, Field
+
+from regtrain.contract.errors import Problem, SpecRefused
+from regtrain.contract.series import BY_NAME, Shape, series_named
+from regtrain.store import jobs, series
+from regtrain.store.database import Database
+from regtrain.store.series import Curve
+from service.faces import Format, Record, chart, columns_of, contents, face_of, json_answer, nullable, printable, short, table_answer, text_answer, word
+from service.names import nearest
+from service.problems import responses
+from service.requests import JobId, Store
+
+router = APIRouter(tags=["curves"])
+MOST_NUMBERS = 2_000_000
+"""Points × runs × series × layers in one answer."""
+USUAL_NUMBERS = 200_000
+USUAL_POINTS = 1000
+TABLE_ROWS = 8
+COLUMNS = ["series", "run", "layer", "step", "epoch", "value", "min", "max", "count", "nonfinite"]
+
+Names = Annotated[str | None, Query(max_length=4000, description="Names of series, separated by commas; default: all of this shape.", examples=["loss/train"])]
+Runs = Annotated[str | None, Query(max_length=4000, description="Indices of runs, separated by commas, or `first-last`; default: all.", examples=["0"])]
+First = Annotated[int | None, Query(alias="from", ge=0, le=2**53, description="First step, included.", examples=[0])]
+Last = Annotated[int | None, Query(alias="to", ge=0, le=2**53, description="Last step, included.", examples=[1000])]
+Count = Annotated[
+    int | None,
+    Query(
+        alias="points",
+        ge=1,
+        le=1_000_000,
+        description="The most points of one curve: a longer one comes in buckets. Default: 1,000, or fewer where there are many curves.",
+        examples=[500],
+    ),
+]
+Axis = Annotated[Literal["step", "epoch"], Query(alias="x", description="The unit of `x`.", examples=["step"])]
+
+
+class CurveAnswer(BaseModel):
+    """One series of one run: `exact` with `y`, or buckets with `last`, `min`, `max`, `count`, `nonfinite`."""
+
+    series: str
+    run: int
+    unit: str
+    exact: bool
+    x: list[float]
+    """Of a bucket: its first step."""
+    y: list[Any] | None = None
+    """null where the value is not finite; of a per-layer series one list a point."""
+    last: list[Any] | None = None
+    min: list[Any] | None = None
+    max: list[Any] | None = None
+    count: list[int] | None = None
+    nonfinite: list[Any] = Field(description="Exact: the places of values that are not finite, {x, value, layer}. Buckets: how many each has.")
+    first_nonfinite: int | None = Field(description="The first step of the whole series with a value that is not finite.")
+
+
+class CurvesAnswer(BaseModel):
+    job: str
+    x: str
+    recorded: list[str] = Field(description="The series of this shape that the job has recorded so far.")
+    layers: list[str] | None = Field(None, description="The layers, in the order of the numbers of a point; null for curves without layers.")
+    series: list[CurveAnswer]
+
+
+EXAMPLE = {
+    "job": "job_01JD3QZ7M8XK5T2V9R4C6B1N0P",
+    "x": "step",
+    "recorded": ["loss/train", "objective/train"],
+    "layers": None,
+    "series": [
+        {"series": "loss/train", "run": 0, "unit": "loss", "exact": True, "x": [0, 1, 2], "y": [2.31, 2.2, None], "nonfinite": [{"x": 2, "value": "NaN"}], "first_nonfinite": 2}
+    ],
+}
+
+
+@router.get(
+    "/v1/jobs/{id}/curves",
+    summary="Curves: losses, penalties, metrics",
+    responses={
+        200: {
+            "model": CurvesAnswer,
+            "description": "The curves.",
+            "content": {"application/json": {"example": EXAMPLE}, **contents("series,run,layer,step,epoch,value,min,max,count,nonfinite")},
+        },
+        **responses(404, 422),
+    },
+)
+def curves(
+    request: Request,
+    db: Store,
+    id: JobId,
+    series: Names = None,
+    runs: Runs = None,
+    first: First = None,
+    last: Last = None,
+    points: Count = None,
+    x: Axis = "step",
+    format: Format = None,
+) -> Response:
+    """Series with one number a step. `curl …/curves?format=text` draws them in a terminal."""
+    wanted = Wanted(names=series, runs=runs, first=first, last=last, points=points, layers=None, axis=x)
+    return answer(request, db, id, wanted, shape="scalar", format=format)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is asked for, as it was written."""
+
+    names: str | None
+    runs: str | None
+    first: int | None
+    last: int | None
+    points: int | None
+    layers: str | None
+    axis: Literal["step", "epoch"]
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the store has of it."""
+
+    job: str
+    curves: list[Curve]
+    recorded: list[str]
+    layers: list[str] | None
+    steps_per_epoch: int
+    axis: Literal["step", "epoch"]
+
+
+def answer(request: Request, db: Database, job_id: str, wanted: Wanted, *, shape: Shape, format: Any) -> Response:
+    """The curves of one shape, in the form that is asked for."""
+    found = find(db, job_id, wanted, shape=shape)
+    match face_of(request, format):
+        case "json":
+            return json_answer(as_json(found), Vary="Accept")
+        case "text":
+            return text_answer(as_text(found))
+        case face:
+            return table_answer(face, records(found), columns=COLUMNS)
+
+
+def find(db: Database, job_id: str, wanted: Wanted, *, shape: Shape) -> Found:
+    """Reads the curves.
+
+    Raises:
+        SpecRefused: unknown series, runs or layers, or more numbers than one answer may have.
+        NotFound: no such job.
+    """
+    job = jobs.get(db, job_id)
+    recorded = [name for name in series.names(db, job_id) if _shape(name) == shape]
+    chosen = _names(wanted.names, shape, recorded)
+    indices = _runs(wanted.runs, job.runs)
+    known: list[str] = (job.started or {}).get("layers", [])
+    layers = _layers(wanted.layers, known)
+    points = _points(wanted.points, curves=max(1, len(chosen) * (job.runs if indices is None else len(indices)) * (len(layers or known) or 1 if shape == "per_layer" else 1)))
+    if wanted.first is not None and wanted.last is not None and wanted.first > wanted.last:
+        raise SpecRefused([Problem("from", f"step {wanted.first} lies behind step {wanted.last}", "from must not be greater than to")])
+    curves = series.read(db, job_id, series=chosen, runs=indices, first=wanted.first, last=wanted.last, points=points, layers=layers)
+    return Found(job_id, curves, recorded, (layers or known) if shape == "per_layer" else None, (job.started or {}).get("steps_per_epoch", 1), wanted.axis)
+
+
+def as_json(found: Found) -> dict[str, Any]:
+    return {"job": found.job, "x": found.axis, "recorded": found.recorded, "layers": found.layers, "series": [_curve(curve, found) for curve in found.curves]}
+
+
+def records(found: Found) -> Iterator[Record]:
+    """One record a point (and layer). An exact point is a bucket of one."""
+    for curve in found.curves:
+        last, low, high = (curve.y, curve.y, curve.y) if curve.exact else (curve.last, curve.min, curve.max)
+        for i, step in enumerate(curve.x.tolist()):
+            base = {"series": curve.series, "run": curve.run, "layer": None, "step": step, "epoch": step / found.steps_per_epoch}
+            for place, layer in enumerate(found.layers or [None]):
+                at = i if found.layers is None else (i, place)
+                count = 1 if curve.exact else int(_there(curve.count)[i])
+                bad = int(not np.isfinite(_there(curve.y)[at])) if curve.exact else int(_there(curve.nonfinite)[at])
+                yield {**base, "layer": layer, "value": float(_there(last)[at]), "min": float(_there(low)[at]), "max": float(_there(high)[at]), "count": count, "nonfinite": bad}
+
+
+def as_text(found: Found) -> str:
+    """A chart and a short table for each curve; for a per-layer series the table has the layers in its columns."""
+    if not found.curves:
+        return f"{found.job}: no points yet" + (f"; recorded: {', '.join(found.recorded)}" if found.recorded else "") + "\n"
+    return "\n\n".join("\n".join(_drawn(curve, found)) for curve in found.curves) + "\n"
+
+
+def _drawn(curve: Curve, found: Found) -> Iterator[str]:
+    declared = series_named(curve.series)
+    unit = f" [{declared.unit}]" if declared and declared.unit else ""
+    values = _there(curve.y if curve.exact else curve.last)
+    steps = curve.x.tolist()
+    x = [step / found.steps_per_epoch for step in steps] if found.axis == "epoch" else steps
+    shown = sorted({round(i) for i in np.linspace(0, len(steps) - 1, min(TABLE_ROWS, len(steps)))})
+    yield f"{printable(curve.series)}{unit}, run {curve.run}" + ("" if curve.exact else f", last of each {curve.bucket} steps")
+    if found.layers is None:
+        yield from chart(x, values.tolist(), log=declared is not None and declared.scale == "log" and bool((values > 0).any()), x_label=found.axis)
+        yield from columns_of([[found.axis, *(short(x[i]) for i in shown)], ["value", *(short(float(values[i])) for i in shown)]])
+    else:
+        yield from columns_of([[found.axis, *found.layers], *([short(x[i]), *(short(float(v)) for v in values[i])] for i in shown)])
+    if curve.first_nonfinite is not None:
+        yield f"first value that is not finite: step {curve.first_nonfinite}"
+
+
+def _curve(curve: Curve, found: Found) -> dict[str, Any]:
+    declared = series_named(curve.series)
+    x = (curve.x / found.steps_per_epoch if found.axis == "epoch" else curve.x).tolist()
+    head = {"series": curve.series, "run": curve.run, "unit": declared.unit if declared else "", "exact": curve.exact, "x": x}
+    if curve.exact:
+        y = _there(curve.y)
+        body = {"y": nullable(y), "nonfinite": _nonfinite(y, x, found.layers)}
+    else:
+        body = {name: nullable(_there(getattr(curve, name))) for name in ("last", "min", "max", "count", "nonfinite")}
+    return {**head, **body, "first_nonfinite": curve.first_nonfinite}
+
+
+def _nonfinite(y: Any, x: list[float], layers: list[str] | None) -> list[dict[str, Any]]:
+    return [{"x": x[at[0]], "value": word(float(y[tuple(at)])), **({"layer": layers[at[1]]} if layers else {})} for at in np.argwhere(~np.isfinite(y)).tolist()]
+
+
+def _names(text: str | None, shape: Shape, recorded: list[str]) -> list[str]:
+    """A series that the contract declares and the job has not recorded gives no curve; one that nobody knows is refused."""
+    if text is None:
+        return recorded
+    chosen = list(dict.fromkeys(name for part in text.split(",") if (name := part.strip())))
+    declared = [name for name, s in BY_NAME.items() if s.shape == shape and not name.endswith("*")]
+    problems = [problem for name in chosen if (problem := _wrong_name(name, shape, [*recorded, *(n for n in declared if n not in recorded)]))]
+    if problems or not chosen:
+        raise SpecRefused(problems or [Problem("series", "no name is given", "leave series out for all of them")])
+    return chosen
+
+
+def _wrong_name(name: str, shape: Shape, known: list[str]) -> Problem | None:
+    found = _shape(name)
+    if found is None:
+        return Problem("series", f"there is no series {name[:100]!r}", nearest(name, known))
+    if found != shape:
+        return Problem(
+            "series",
+            f"{name} has {'one number a layer' if found == 'per_layer' else 'one number a step'}",
+            f"read it at /v1/jobs/{{id}}/{'gradients' if found == 'per_layer' else 'curves'}",
+        )
+    return None
+
+
+def _shape(name: str) -> Shape | None:
+    declared = series_named(name)
+    return declared.shape if declared else None
+
+
+def _runs(text: str | None, runs: int) -> list[int] | None:
+    if text is None:
+        return None
+    chosen: dict[int, None] = {}
+    for part in text.split(","):
+        first, _, last = part.strip().partition("-")
+        if not (_digits(first) and (_digits(last) or not last)) or (last and int(last) < int(first)):
+            raise SpecRefused([Problem("runs", f"expected the indices of runs, found {part[:60]!r}", "such as runs=0,2 or runs=0-7")])
+        if int(last or first) >= runs:
+            raise SpecRefused([Problem("runs", f"there is no run {last or first}", f"this job has the runs 0 to {runs - 1}")])
+        chosen |= dict.fromkeys(range(int(first), int(last or first) + 1))
+    return list(chosen)
+
+
+def _digits(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) < 10
+
+
+def _layers(text: str | None, known: list[str]) -> list[str] | None:
+    if text is None:
+        return None
+    chosen = list(dict.fromkeys(name for part in text.split(",") if (name := part.strip())))
+    problems = [Problem("layers", f"there is no layer {name[:100]!r}", nearest(name, known) if known else "the job has not started yet") for name in chosen if name not in known]
+    if problems or not chosen:
+        raise SpecRefused(problems or [Problem("layers", "no name is given", "leave layers out for all of them")])
+    return chosen
+
+
+def _points(wanted: int | None, *, curves: int) -> int:
+    """How many points each curve may have, so that the answer stays readable; an explicit wish is met up to a limit."""
+    if wanted is None:
+        return min(USUAL_POINTS, max(20, USUAL_NUMBERS // curves))
+    if wanted * curves > max(MOST_NUMBERS, wanted):
+        raise SpecRefused(
+            [Problem("points", f"{wanted:,} points of {curves:,} curves are more than {MOST_NUMBERS:,} numbers", "ask for fewer points, or choose series=, runs= and layers=")]
+        )
+    return wanted
+
+
+def _there(array: Any) -> Any:
+    """An array that a curve of this form always has."""
+    assert array is not None
+    return array

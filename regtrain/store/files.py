@@ -118,6 +118,18 @@ def remove(data: Path, name: str) -> None:
         shutil.rmtree(data / kind / name)
 
 
+def sweep(data: Path, job: str, *, attempt: int, kept: set[str] | None = None) -> None:
+    """Removes an attempt's unpublished files; with `kept`, also its published ones but for these paths, and folders that are empty then."""
+    folder = data / "jobs" / _id(job) / str(int(attempt))
+    shutil.rmtree(folder / "scratch", ignore_errors=True)
+    if kept is not None and folder.is_dir() and not folder.is_symlink():
+        for file in folder.iterdir():
+            if relative(data, file) not in kept and not file.is_dir():
+                file.unlink(missing_ok=True)
+        with suppress(OSError):
+            folder.rmdir()
+
+
 def discard(data: Path, stored: list[str]) -> None:
     """Removes files to which no row points any more."""
     for path in stored:

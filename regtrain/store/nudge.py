@@ -5,11 +5,9 @@ It carries nothing and promises nothing: workers look into the store by themselv
 
 import os
 import socket
-from contextlib import suppress
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-
-MOST_PATH = 107
-"""Bytes that the address of a Unix socket may have."""
 
 
 def wake(data: Path) -> None:
@@ -17,20 +15,26 @@ def wake(data: Path) -> None:
     with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ours:
         ours.setblocking(False)
         for path in (data / "workers").glob("*.sock"):
-            with suppress(OSError):
+            try:
                 ours.sendto(b"!", os.fspath(path))
+            except ConnectionRefusedError:  # its worker is dead
+                path.unlink(missing_ok=True)
+            except OSError:
+                continue
 
 
-def listen(data: Path, worker: str) -> socket.socket | None:
-    """The socket on which a worker is nudged; None where the folder's path is too long for one."""
+@contextmanager
+def listening(data: Path, worker: str) -> Generator[socket.socket | None, None, None]:
+    """The socket on which a worker is nudged; None where the folder's path is too long for one, or knows no sockets."""
     path = data / "workers" / f"{worker}.sock"
-    if len(os.fsencode(path)) > MOST_PATH:
-        return None
     path.parent.mkdir(parents=True, exist_ok=True)
-    ours = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-    try:
-        ours.bind(os.fspath(path))
-    except OSError:
-        ours.close()
-        return None
-    return ours
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ours:
+        try:
+            ours.bind(os.fspath(path))
+        except OSError:
+            yield None
+            return
+        try:
+            yield ours
+        finally:
+            path.unlink(missing_ok=True)

@@ -3,7 +3,7 @@
 import fcntl
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -30,7 +30,7 @@ class Worker:
 
 
 @contextmanager
-def register(db: Database, worker: str, *, device: str, versions: dict[str, Any]) -> Iterator[None]:
+def register(db: Database, worker: str, *, device: str, versions: dict[str, Any]) -> Generator[None]:
     """Lists a worker as long as the context is open; its lock goes with the process, however that ends."""
     lock = _lock_file(db.data, worker)
     lock.parent.mkdir(parents=True, exist_ok=True)
@@ -79,12 +79,10 @@ def _lock_file(data: Path, worker: str) -> Path:
 
 
 def _is_free(lock: Path) -> bool:
-    """Whether the process that held the lock is gone."""
+    """Whether the process that held the lock is gone. A lock that is missing lies in another data folder, and says nothing."""
     try:
         with lock.open("r+") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             return True
-    except FileNotFoundError:
-        return True
-    except BlockingIOError:
+    except (FileNotFoundError, BlockingIOError):
         return False

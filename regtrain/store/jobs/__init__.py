@@ -1,7 +1,8 @@
 """Jobs: what callers ask of them (`asking`), what workers do with them (`working`), and how they are read (`reading`)."""
 
 from regtrain.store.jobs.asking import cancel, delete, submit
-from regtrain.store.jobs.reading import Job, LogLine, Summary, get, logs, summaries
+from regtrain.store.jobs.reading import Job, LogLine, Summary, get, glances, logs, model, summaries
+from regtrain.store.jobs.tidying import tidy
 from regtrain.store.jobs.working import (
     Claim,
     Running,
@@ -33,12 +34,15 @@ __all__ = [
     "fail",
     "finish",
     "get",
+    "glances",
     "heartbeat",
     "logs",
+    "model",
     "release",
     "report",
     "rescue",
     "running",
     "submit",
     "summaries",
+    "tidy",
 ]

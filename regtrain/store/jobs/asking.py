@@ -12,7 +12,7 @@ from regtrain.contract.errors import Conflict, NotFound, Problem, SpecRefused, W
 from regtrain.contract.job import JobSpec, resolved
 from regtrain.contract.runs import expand
 from regtrain.contract.states import FINAL, Intent, RunState, State
-from regtrain.store import files
+from regtrain.store import files, nudge
 from regtrain.store.database import Database
 from regtrain.store.ids import new_id
 from regtrain.store.jobs.moves import move
@@ -50,6 +50,7 @@ def submit(db: Database, spec: JobSpec, *, given: dict[str, Any], warnings: list
         if job["dataset"] is None:
             raise
         raise SpecRefused([Problem("dataset.id", f"there is no dataset {job['dataset']}", "upload it to /v1/datasets first")]) from error
+    nudge.wake(db.data)
     return job_of(job)
 
 
@@ -65,7 +66,9 @@ def cancel(db: Database, job_id: str) -> Job:
             connection.execute(update(table).where(table.c.id == job_id).values(intent=Intent.CANCELLING))
         elif state not in FINAL:
             move(connection, job_id, State.CANCELLED, reason="cancelled by request")
-        return read(connection, job_id)
+        job = read(connection, job_id)
+    nudge.wake(db.data)
+    return job
 
 
 def delete(db: Database, job_id: str) -> None:

@@ -75,13 +75,11 @@ def heartbeat(db: Database, claim: Claim, *, step: int) -> Intent | None:
 
 
 def report(db: Database, claim: Claim, events: Sequence[Event]) -> None:
-    """Stores Started, Points, RunFinished and Log in one transaction, in their order.
+    """Stores Started, Points, RunFinished and Log in one transaction, in their order. Without events it only asks whether the job is still ours.
 
     Raises:
         StaleAttempt: the job is no longer ours; nothing was stored.
     """
-    if not events:
-        return
     with db.write() as connection:
         job = _held(connection, claim)
         columns: dict[str, Any] = {}
@@ -162,7 +160,7 @@ def cancelled(db: Database, claim: Claim) -> None:
 
 
 def release(db: Database, claim: Claim) -> State:
-    """Gives a job back to the queue because its worker leaves; this is no crash. One that was being cancelled is cancelled.
+    """Gives a job back to the queue because its worker leaves; this is no crash. One that was being cancelled is cancelled, one that was to pause is paused.
 
     Raises:
         StaleAttempt: the job is no longer ours; nothing was stored.
@@ -288,6 +286,9 @@ def _back(connection: Connection, job: Row[Any], **columns: Any) -> State:
     if job.intent == Intent.CANCELLING:
         move(connection, job.id, State.CANCELLED, **{"reason": "cancelled by request", **columns})
         return State.CANCELLED
+    if job.intent == Intent.PAUSING:
+        move(connection, job.id, State.PAUSED, **columns)
+        return State.PAUSED
     move(connection, job.id, State.QUEUED, **columns)
     return State.QUEUED
 

@@ -40,9 +40,9 @@ def expand(spec: JobSpec) -> list[Run]:
     Raises:
         SpecRefused: there would be more than MOST_RUNS.
     """
-    if (runs := count(spec)) > MOST_RUNS:
-        raise SpecRefused([Problem("", f"the ranges and seeds of this job make {runs:,} runs; {MOST_RUNS:,} is the most", "use fewer points or seeds, or several jobs")])
     found = list(ranges(spec))
+    if (runs := prod(len(values_of(r)) for _, r in found) * spec.selection.seeds) > MOST_RUNS:
+        raise SpecRefused([Problem("", f"the ranges and seeds of this job make {runs:,} runs; {MOST_RUNS:,} is the most", "use fewer points or seeds, or several jobs")])
     single = _replace(spec, ["selection", "seeds"], 1)
     grid = [dict(zip((path for path, _ in found), point, strict=True)) for point in product(*(values_of(r) for _, r in found))]
     runs_of_grid = [(values, _with(single, values)) for values in grid]

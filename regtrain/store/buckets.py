@@ -138,10 +138,10 @@ def packed(summary: Summary) -> list[bytes]:
     """One row a bucket: min, max, last, count, and the non-finite counts where there are any."""
     shape = (len(summary.start), -1)
     parts = [np.ascontiguousarray(part).reshape(shape).view(np.uint8) for part in (summary.min, summary.max, summary.last, summary.count, summary.nonfinite)]
-    clean = ~summary.nonfinite.reshape(shape).any(axis=1)
+    clean: Array = ~np.any(summary.nonfinite.reshape(shape), axis=1)
     rows = np.concatenate(parts, axis=1)
     short = rows.shape[1] - parts[-1].shape[1]
-    cut = [row[:short] if is_clean else row for row, is_clean in zip(rows, clean, strict=True)]
+    cut = [rows[at, :short] if is_clean else rows[at] for at, is_clean in enumerate(clean.tolist())]
     return [squeeze(row) if _compressed(summary.min.shape[1], summary.min.shape[2]) else row.tobytes() for row in cut]
 
 

@@ -9,7 +9,7 @@ import importlib
 import os
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -72,14 +72,14 @@ class Database:
         return self.writer.dialect.name == "sqlite"
 
     @contextmanager
-    def write(self) -> Iterator[Connection]:
+    def write(self) -> Generator[Connection]:
         """One writing transaction: committed at the end, rolled back on an exception."""
         self._same_process()
         with self.lock, self.writer.begin() as connection:
             yield connection
 
     @contextmanager
-    def read(self) -> Iterator[Connection]:
+    def read(self) -> Generator[Connection]:
         """One consistent view, which cannot write. Not to be held across a stream: it keeps the log from shrinking."""
         self._same_process()
         with self.reader.connect() as connection:
@@ -90,7 +90,8 @@ class Database:
         if self.on_sqlite:
             self._same_process()
             with self.lock, self.writer.connect() as connection:
-                connection.connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType]
+                driver: Any = connection.connection.driver_connection
+                driver.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()  # outside of a transaction
 
     def log_bytes(self) -> int:
         """Size of the write-ahead log; 0 on PostgreSQL."""

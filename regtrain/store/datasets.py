@@ -1,5 +1,6 @@
 """Uploaded datasets: their facts, and where their canonical file lies."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -49,7 +50,7 @@ def create(db: Database, *, id: str, name: str, sha256: str, path: Path, facts: 
     row |= {"facts": facts.model_dump(mode="json"), "preview": preview, "created_at": now()}
     with db.write() as connection:
         connection.execute(insert(table).values(**row))
-    return Dataset(**{**row, "facts": facts})
+    return _dataset(row)
 
 
 def get(db: Database, dataset_id: str) -> Dataset:
@@ -96,5 +97,6 @@ def delete(db: Database, dataset_id: str) -> None:
     files.remove(db.data, dataset_id)
 
 
-def _dataset(row: Any) -> Dataset:
-    return Dataset(**{**row, "facts": Facts.model_validate_json(dumps(row["facts"]))})
+def _dataset(row: Mapping[Any, Any]) -> Dataset:
+    columns: dict[str, Any] = {**row, "facts": Facts.model_validate_json(dumps(row["facts"]))}
+    return Dataset(**columns)

@@ -50,7 +50,7 @@ def listing(db: Database, job_id: str, *, sort: str = "index", limit: int = 100,
         columns = select(table.c.index, table.c.steps, table.c["values"], table.c.metrics).where(table.c.job == job_id).order_by(table.c.index)
         ordered = sorted(connection.execute(columns).all(), key=lambda row: _key(row, live, sort))
         first = 0 if cursor is None else int(decoded(cursor, [job_id, sort]))
-        page = [row.index for row in ordered[first : first + limit]]
+        page: list[int] = [row[0] for row in ordered[first : first + limit]]
         found = {row["index"]: row for row in connection.execute(select(table).where(table.c.job == job_id, table.c.index.in_(page))).mappings()}
     following = encoded(first + limit, [job_id, sort]) if first + limit < len(ordered) else None
     return [_run(found[index], live.get(index, {})) for index in page], following
@@ -68,14 +68,14 @@ def _live(connection: Connection, job_id: str, packs: list[list[int]]) -> dict[i
 def _key(row: Any, live: dict[int, dict[str, float]], sort: str) -> tuple[float, int]:
     down = sort.startswith("-")
     name = sort.removeprefix("-")
-    known: dict[str, Any] = {"index": row.index, "steps": row.steps, **row.values, **(row.metrics or live.get(row.index, {}))}
-    number = known.get(name)
+    known: dict[str, Any] = {"index": row[0], "steps": row.steps, **row.values, **(row.metrics or live.get(row[0], {}))}
+    number: Any = known.get(name)
     if not isinstance(number, int | float) or not isfinite(number):
-        return inf, row.index
-    return (-number if down else number), row.index
+        return inf, row[0]
+    return (-number if down else number), row[0]
 
 
 def _run(row: Any, live: dict[str, float]) -> Run:
     columns: dict[str, Any] = {name: row[name] for name in Run.__dataclass_fields__}
-    stop = columns["stop_reason"]
-    return Run(**{**columns, "state": RunState(columns["state"]), "stop_reason": StopReason(stop) if stop else None, "metrics": columns["metrics"] or finite(live)})
+    words: dict[str, Any] = {"state": RunState(row["state"]), "stop_reason": StopReason(row["stop_reason"]) if row["stop_reason"] else None}
+    return Run(**columns | words | {"metrics": row["metrics"] or finite(live)})

@@ -277,7 +277,7 @@ def _cut(connection: Connection, head: Head, cut: int) -> None:
 def _layers(job_id: str, started: Any, wanted: Sequence[str] | None) -> list[int] | None:
     if wanted is None:
         return None
-    known: list[str] = (started or {}).get("layers", [])
+    known: list[str] = started["layers"] if started else []
     for name in wanted:
         if name not in known:
             raise NotFound(f"job {job_id} has no layer {name!r}" + (f": it has {', '.join(known)}" if known else " yet: it has not started"))

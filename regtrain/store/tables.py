@@ -38,6 +38,9 @@ def _blob(*_: Any, **__: Any) -> str:
     return "BLOB"
 
 
+_COMPACT = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
 class Utc(TypeDecorator[datetime]):
     """A moment in UTC; SQLite keeps it as sortable text, without the zone that all of them share."""
 
@@ -63,9 +66,9 @@ def now() -> datetime:
 def dumps(value: Any) -> str:
     """Compact JSON. Numbers that are not finite are null, and are listed beside as `nonfinite` in the object that holds them."""
     try:
-        return json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+        return _COMPACT.encode(value)
     except ValueError:
-        return json.dumps(finite(value), separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+        return _COMPACT.encode(finite(value))
 
 
 def finite(value: Any) -> Any:

@@ -1,6 +1,6 @@
 """A job as it is remembered, and how jobs are found."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
@@ -99,13 +99,14 @@ def read(connection: Connection, job_id: str) -> Job:
 def job_of(row: Mapping[Any, Any]) -> Job:
     """The job of a row's columns."""
     columns = {name: row[name] for name in Job.__dataclass_fields__ if name != "layers"}
-    return Job(**_words(columns), layers=(row["started"] or {}).get("layers"))
+    started: dict[str, Any] | None = row["started"]
+    return Job(**_words(columns), layers=started["layers"] if started else None)
 
 
 def summaries(
     db: Database,
     *,
-    state: State | None = None,
+    state: State | Sequence[State] | None = None,
     name: str | None = None,
     metadata: Mapping[str, str] | None = None,
     created_after: datetime | None = None,
@@ -118,13 +119,14 @@ def summaries(
     Raises:
         SpecRefused: the cursor is none of ours, or belongs to another filter.
     """
-    bound = [state, name, dict(sorted((metadata or {}).items())), created_after.isoformat() if created_after else None, order]
+    states = [state] if isinstance(state, State) else state
+    bound = [states and sorted(states), name, dict(sorted((metadata or {}).items())), created_after.isoformat() if created_after else None, order]
     query = select(*_SUMMARY).order_by(table.c.id.desc() if order == "newest" else table.c.id).limit(limit + 1)
     if cursor is not None:
         after = decoded(cursor, bound)
         query = query.where(table.c.id < after if order == "newest" else table.c.id > after)
-    if state is not None:
-        query = query.where(table.c.state == state)
+    if states is not None:
+        query = query.where(table.c.state.in_(states))
     if name is not None:
         query = query.where(table.c.name == name)
     if created_after is not None:
@@ -135,6 +137,26 @@ def summaries(
         found = [Summary(**_words(row)) for row in connection.execute(query).mappings()]
     page = found[:limit]
     return page, encoded(page[-1].id, bound) if len(found) > limit else None
+
+
+def glances(db: Database, job_ids: Sequence[str]) -> dict[str, tuple[State, dict[str, Any]]]:
+    """State and latest metrics of many jobs at once, for those who wait for them; ids of jobs that are gone are left out."""
+    with db.read() as connection:
+        query = select(table.c.id, table.c.state, table.c.metrics).where(table.c.id.in_(list(job_ids)))
+        return {row.id: (State(row.state), row.metrics) for row in connection.execute(query)}
+
+
+def model(db: Database, job_id: str) -> tuple[str, str] | None:
+    """The model file of a job, relative to the data folder, and its sha256; None as long as there is none.
+
+    Raises:
+        NotFound: there is no such job.
+    """
+    with db.read() as connection:
+        row = connection.execute(select(table.c.model_path, table.c.model_sha256).where(table.c.id == job_id)).one_or_none()
+    if row is None:
+        raise NotFound(f"there is no job {job_id}")
+    return (row.model_path, row.model_sha256) if row.model_path else None
 
 
 def logs(db: Database, job_id: str, *, after: int = 0, limit: int = 1000) -> list[LogLine]:

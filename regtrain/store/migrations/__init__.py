@@ -1,7 +1,7 @@
 """Brings the tables of a database up to date when it is opened. The steps are alembic's, in `versions/`."""
 
 import fcntl
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -41,7 +41,7 @@ def _revision(connection: Connection) -> str | None:
 
 
 @contextmanager
-def _alone(database: Database) -> Iterator[Connection]:
+def _alone(database: Database) -> Generator[Connection]:
     """One transaction that no other migration can overlap."""
     if not database.on_sqlite:
         with database.writer.begin() as connection:

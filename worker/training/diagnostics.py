@@ -15,10 +15,15 @@ from torch import Tensor
 
 from regtrain.contract.diagnostics import Diagnostics, includes
 from regtrain.contract.models import BatchNorm, Layer
-from worker.training.models import Layout, Moments, by_run
+from worker.training.models import Moments, by_run
+from worker.training.pack import Pack
 
 Measured = dict[str, Tensor | list[Tensor]]
 """Series name → (R,), or one (R,) a layer."""
+
+
+LARGE = 2**14
+"""Numbers in a tensor from which reducing in float64 costs more than looking at the float32 result."""
 
 
 def norm(x: Tensor) -> Tensor:
@@ -27,99 +32,96 @@ def norm(x: Tensor) -> Tensor:
     Reduced in float64. Large float32 tensors on a CPU are tried in float32 first, in a third of the time: where every run's norm lies far
     inside the range of squares, what underflowed cannot have mattered. Looking at it costs nothing there, and would cost a synchronisation on a GPU.
     """
-    rows = x.flatten(1)
-    if rows.dtype == torch.float32 and rows.shape[1] >= LARGE and rows.device.type == "cpu":
-        quick = torch.linalg.vector_norm(rows, dim=1)
-        if bool(((quick > 1e-12) & (quick < 1e18)).all()):
-            return quick
-    return torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64)
+    dims = tuple(range(1, x.dim()))
+    if x.numel() >= LARGE * len(x) and x.dtype == torch.float32 and x.device.type == "cpu":
+        quick = torch.linalg.vector_norm(x, dim=dims)
+        low, high = torch.aminmax(quick)
+        if low > 1e-12 and high < 1e18:
+            return quick.double()
+    return torch.linalg.vector_norm(x, dim=dims, dtype=torch.float64)
 
 
-LARGE = 2**14
-"""Numbers in a tensor from which reducing in float64 costs more than looking at the float32 result."""
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """⟨a, b⟩ of each run, in float64 unless it is a large float32 one on a CPU.  (R, n) -> (R,)"""
+    if not (a.numel() >= LARGE * len(a) and a.device.type == "cpu"):
+        a, b = a.double(), b.double()
+    return torch.bmm(a.unsqueeze(1), b.unsqueeze(2)).flatten()
 
 
-def rms(x: Tensor) -> Tensor:
-    """Root mean square of each run.  (R, …) -> (R,) float64"""
-    return norm(x) / math.sqrt(math.prod(x.shape[1:]))
-
-
-def by_layer(layout: Layout, flat: Tensor) -> list[Tensor]:
-    """Norm of the weight tensor of each layer.  (R, P) -> L × (R,)"""
-    return [norm(flat[:, s.start : s.stop]) for s in layout.weights]
-
-
-def of_gradient(preset: Diagnostics, layout: Layout, gradient: Tensor) -> Measured:
-    """The data's own gradient: of every layer's weight tensor, and of all parameters together.  gradient: (R, P)"""
+def of_gradient(preset: Diagnostics, pack: Pack, *, clean: bool) -> Measured:
+    """The data's own gradient, as it stands in the pack. `clean`: it is known to be finite."""
     if not includes(preset, "light"):
         return {}
-    norms = by_layer(layout, gradient)
-    rest = gradient[:, layout.weights[-1].stop :]
-    parts = [*norms, norm(rest)] if rest.shape[1] else norms
-    measured: Measured = {"gradient/norm": norms, "gradient/total": torch.linalg.vector_norm(torch.stack(parts), dim=0)}
+    measured: Measured = {"gradient/norm": [norm(g) for g in pack.weight_gradients]}
+    if pack.other_gradients.shape[1]:
+        measured["gradient/total"] = norm(pack.other_gradients)
     if includes(preset, "standard"):
-        measured["gradient/nonfinite"] = _nonfinite(layout, gradient, norms)
+        measured["gradient/nonfinite"] = [pack.none] * len(pack.shape) if clean else [torch.count_nonzero(g - g, dim=1) for g in pack.weight_gradients]
     return measured
 
 
-def of_signals(preset: Diagnostics, signals: list[Tensor], gradients: list[Tensor], runs: int) -> Measured:
-    """Both sides of every layer's linear output: the signal that goes forward and the gradient that comes back."""
+def of_signals(preset: Diagnostics, signals: list[Tensor], deltas: list[Tensor], runs: int) -> Measured:
+    """Both sides of every layer's linear output: the signal that goes forward and the gradient that comes back; norms become rms when reported."""
     if not includes(preset, "standard"):
         return {}
-    return {"signal/forward": [rms(by_run(h, runs)) for h in signals], "signal/backward": [rms(by_run(d, runs)) for d in gradients]}
+    return {"signal/forward": [norm(by_run(h, runs)) for h in signals], "signal/backward": [norm(by_run(d, runs)) for d in deltas]}
 
 
-def of_penalties(preset: Diagnostics, layout: Layout, gradient: Tensor, penalties: Tensor) -> Measured:
-    """What the penalties do to the gradient: their own gradient's norm, and its product with the loss's.  gradient, penalties: (R, P)
+def of_penalties(preset: Diagnostics, pack: Pack, penalties: Tensor) -> Measured:
+    """What the penalties do to the gradient: their own gradient's norm, and its product with the loss's, which becomes a cosine when reported.
 
-    The cosine is finished from product and norms when it is reported.
+    penalties: (R, weights or more), the gradient of all weight penalties together.
     """
     if not includes(preset, "standard"):
         return {}
-    products = [product(gradient[:, s.start : s.stop], penalties[:, s.start : s.stop]) for s in layout.weights]
-    return {"penalty_gradient/norm": by_layer(layout, penalties), "penalty_gradient/cosine": products}
+    parts = [penalties[:, s.start : s.stop] for s in pack.layout.weights]
+    return {"penalty_gradient/norm": [norm(p) for p in parts], "penalty_gradient/cosine": [product(g, p) for g, p in zip(pack.weight_gradients, parts, strict=True)]}
 
 
-def of_update(preset: Diagnostics, layout: Layout, weights: Tensor, update: Tensor) -> Measured:
-    """Weights before the update, and how far it moves them; the ratio is finished when it is reported.  (R, P)"""
-    if not includes(preset, "standard"):
-        return {}
-    return {"weight/norm": by_layer(layout, weights), "update/ratio": by_layer(layout, update)}
+def of_weights(preset: Diagnostics, pack: Pack) -> Measured:
+    """Weights before the update."""
+    return {"weight/norm": [norm(w) for w in pack.weights]} if includes(preset, "standard") else {}
 
 
-def finish(layout: Layout, values: dict[str, NDArray[Any]]) -> None:
-    """What follows from other measurements is computed on the host, once a report, in float64.  values: (n, R, L), in place
+def of_update(preset: Diagnostics, pack: Pack) -> Measured:
+    """How far the update moves every layer; it becomes a ratio when reported."""
+    return {"update/ratio": [norm(u) for u in pack.weight_updates]} if includes(preset, "standard") else {}
+
+
+def finish(pack: Pack, values: dict[str, NDArray[Any]], rows: NDArray[np.int64]) -> None:
+    """What follows from other measurements is computed on the host, once a report, in float64.  values: (n, R, …), in place; rows: (n,) of each batch
 
     An update ratio is infinite for a layer that was zero and moved, 0 if it did not move; a cosine is 0 where one side is 0.
     """
     norms = values.get("gradient/norm")
-    if norms is not None and "weight/norm" in values:
-        values["gradient/rms"] = norms / np.array([math.sqrt(s.stop - s.start) for s in layout.weights])
+    if norms is not None:
+        rest = values.get("gradient/total", np.zeros(norms.shape[:2]))
+        values["gradient/total"] = np.sqrt(np.square(np.concatenate([norms, rest[..., None]], 2).astype(np.float64)).sum(2))
+    if norms is None or "weight/norm" not in values:
+        return
+    values["gradient/rms"] = norms / np.array([math.sqrt(s.stop - s.start) for s in pack.layout.weights])
+    outputs = np.array([math.prod(signal) for signal in pack.signal_shapes])
+    for name in ("signal/forward", "signal/backward"):
+        values[name] = values[name] / np.sqrt(rows[:, None, None] * outputs)
     with np.errstate(divide="ignore", invalid="ignore"):
-        if "update/ratio" in values:
-            moved = values["update/ratio"]
-            values["update/ratio"] = np.where(moved == 0, 0.0, moved / values["weight/norm"])
-        if norms is not None and "penalty_gradient/cosine" in values:
+        values["update/ratio"] = np.where(values["update/ratio"] == 0, 0.0, values["update/ratio"] / values["weight/norm"])
+        if "penalty_gradient/cosine" in values:
             lengths = norms * values["penalty_gradient/norm"]
             values["penalty_gradient/cosine"] = np.where(lengths == 0, 0.0, values["penalty_gradient/cosine"] / lengths)
 
 
-def of_identities(preset: Diagnostics, layout: Layout, shape: list[Layer], moments: Moments, weights: Tensor, gradient: Tensor) -> Measured:
-    """The inner products of the exact laws of homogeneous and of scale-invariant layers.  weights, gradient: (R, P)"""
+def of_identities(preset: Diagnostics, pack: Pack, moments: Moments) -> Measured:
+    """The inner products of the exact laws of homogeneous and of scale-invariant layers, with the data's own gradient."""
     if not includes(preset, "full"):
         return {}
-    w, g = layout.views(weights), layout.views(gradient)
+    w, g = pack.net.tensors, pack.net.gradients
+    nothing = torch.zeros(pack.size, dtype=torch.float64, device=pack.device)
     return {
-        "identity/weight_product": [product(w[s.name], g[s.name]) for s in layout.weights],
-        "identity/bias_product": [product(w[f"{layer.name}.bias"], g[f"{layer.name}.bias"]) if layer.bias else _zero(weights) for layer in shape],
+        "identity/weight_product": [product(a, b) for a, b in zip(pack.weights, pack.weight_gradients, strict=True)],
+        "identity/bias_product": [product(w[f"{layer.name}.bias"], g[f"{layer.name}.bias"]) if layer.bias else nothing for layer in pack.shape],
         "identity/class_sum": g["head.weight"].double().sum(1).abs().amax(1),
-        "identity/batch_norm": [_scale_residual(layer, moments, w, g) if isinstance(layer.normalization, BatchNorm) else _zero(weights) for layer in shape],
+        "identity/batch_norm": [_scale_residual(layer, moments, w, g) if isinstance(layer.normalization, BatchNorm) else nothing for layer in pack.shape],
     }
-
-
-def product(a: Tensor, b: Tensor) -> Tensor:
-    """⟨a, b⟩ of each run.  (R, …) -> (R,) float64"""
-    return torch.bmm(a.flatten(1).double().unsqueeze(1), b.flatten(1).double().unsqueeze(2)).flatten()
 
 
 def _scale_residual(layer: Layer, moments: Moments, w: Mapping[str, Tensor], g: Mapping[str, Tensor]) -> Tensor:
@@ -132,18 +134,3 @@ def _scale_residual(layer: Layer, moments: Moments, w: Mapping[str, Tensor], g: 
     products = (w[f"{layer.name}.weight"].double() * g[f"{layer.name}.weight"].double()).flatten(2).sum(2)
     through = w[f"{layer.name}.norm.weight"].double() * g[f"{layer.name}.norm.weight"].double() * (eps / (variance + eps))
     return (products - through).abs().amax(1)
-
-
-def _nonfinite(layout: Layout, gradient: Tensor, norms: list[Tensor]) -> list[Tensor]:
-    """How many entries of each layer's weight gradient are NaN or infinite: x − x is 0 for every other number.  (R, P) -> L × (R,)
-
-    On a CPU a finite norm answers first.
-    """
-    if gradient.device.type == "cpu" and all(bool(torch.isfinite(n).all()) for n in norms):
-        return [torch.zeros(len(gradient), dtype=torch.int64)] * len(norms)
-    rest = gradient - gradient
-    return [torch.count_nonzero(rest[:, s.start : s.stop], dim=1) for s in layout.weights]
-
-
-def _zero(like: Tensor) -> Tensor:
-    return torch.zeros(len(like), dtype=torch.float64, device=like.device)

@@ -38,10 +38,10 @@ def step(pack: Pack, x: Tensor, y: Tensor, *, t: int, lr: Tensor) -> Measured:
     gradient = pack.gradient
     measured["alive"], measured["loss/train"] = pack.alive, loss
     measured |= diagnostics.of_gradient(preset, layout, gradient)
-    measured |= diagnostics.of_identities(preset, layout, pack.shape, moments, pack.flat, gradient)
-    total = measured.get("gradient/total")
-    assert not isinstance(total, list)
-    measured["active"] = active = pack.alive & torch.isfinite(loss + (gradient.sum(1) if total is None else total))
+    measured |= diagnostics.of_identities(preset, layout, pack.shape, moments[0] if pack.spec.budget.accumulate == 1 else None, pack.flat, gradient)
+    measured["active"] = active = pack.alive & torch.isfinite(loss + gradient.sum(1))  # in every preset alike: measuring must not decide who moves
+    for of_part in moments:
+        _average(pack, of_part, active)
     gradient = _with_penalties(pack, gradient, loss, measured)
     if pack.spec.clip is not None and pack.limit is not None:
         gradient, measured["gradient/clipped"] = clipped(pack.spec.clip, gradient, pack.limit)
@@ -51,8 +51,8 @@ def step(pack: Pack, x: Tensor, y: Tensor, *, t: int, lr: Tensor) -> Measured:
     return measured
 
 
-def _backward(pack: Pack, x: Tensor, y: Tensor, t: int) -> tuple[Tensor, Measured, Moments]:
-    """Mean loss of each run (R,), its gradient into `pack.gradient`, and the signals of the whole batch."""
+def _backward(pack: Pack, x: Tensor, y: Tensor, t: int) -> tuple[Tensor, Measured, list[Moments]]:
+    """Mean loss of each run (R,), its gradient into `pack.gradient`, the signals of the whole batch, and batch norm's moments of each micro-batch."""
     rows, spec = y.shape[-1], pack.spec
     kept = pack.kept(t, rows)
     size = math.ceil(rows / spec.budget.accumulate)
@@ -60,12 +60,11 @@ def _backward(pack: Pack, x: Tensor, y: Tensor, t: int) -> tuple[Tensor, Measure
         trace = forward(pack.net, x, kept=kept)
         loss, slope = loss_of(spec.loss, trace.outputs, y, smoothing=pack.smoothing)
         deltas = backward(pack.net, trace, slope.div_(rows), add=False)
-        _average(pack, trace.moments)
-        return loss / rows, diagnostics.of_signals(spec.diagnostics, [p.signal for p in trace.layers], deltas, pack.size), trace.moments
+        return loss / rows, diagnostics.of_signals(spec.diagnostics, [p.signal for p in trace.layers], deltas, pack.size), [trace.moments]
     parts = [_micro(pack, x, y, kept, slice(first, first + size), rows) for first in range(0, rows, size)]
     signals = [_whole([p[1][layer] for p in parts]) for layer in range(len(pack.shape))]
     deltas = [_whole([p[2][layer] for p in parts]) for layer in range(len(pack.shape))]
-    return torch.stack([p[0] for p in parts]).sum(0), diagnostics.of_signals(spec.diagnostics, signals, deltas, pack.size), parts[-1][3]
+    return torch.stack([p[0] for p in parts]).sum(0), diagnostics.of_signals(spec.diagnostics, signals, deltas, pack.size), [p[3] for p in parts]
 
 
 def _micro(pack: Pack, x: Tensor, y: Tensor, kept: dict[str, Tensor] | None, part: slice, rows: int) -> tuple[Tensor, list[Tensor], list[Tensor], Moments]:
@@ -74,7 +73,6 @@ def _micro(pack: Pack, x: Tensor, y: Tensor, kept: dict[str, Tensor] | None, par
     trace = forward(pack.net, x[..., part, :], kept=some)
     loss, slope = loss_of(pack.spec.loss, trace.outputs, y[..., part], smoothing=pack.smoothing)
     deltas = backward(pack.net, trace, slope.div_(rows), add=part.start > 0)
-    _average(pack, trace.moments)
     return loss / rows, [p.signal for p in trace.layers], deltas, trace.moments
 
 
@@ -83,16 +81,16 @@ def _whole(parts: list[Tensor]) -> Tensor:
     return torch.cat(parts, 1 if parts[0].dim() == 3 else 0)
 
 
-def _average(pack: Pack, moments: Moments) -> None:
-    """Running averages of batch norm, the variance unbiased as in torch; runs that have stopped keep theirs."""
+def _average(pack: Pack, moments: Moments, active: Tensor) -> None:
+    """Running averages of batch norm, the variance unbiased as in torch; runs that do not move keep theirs.  active: (R,)"""
     views = pack.layout.buffer_views(pack.buffers)
     for layer in pack.shape:
         if layer.name in moments:
             mean, variance, count = moments[layer.name]
             assert isinstance(layer.normalization, BatchNorm)
-            share = pack.alive.unsqueeze(1).to(mean.dtype) * layer.normalization.momentum
-            views[f"{layer.name}.norm.running_mean"].lerp_(mean, share)
-            views[f"{layer.name}.norm.running_var"].lerp_(variance * (count / max(1, count - 1)), share)
+            for name, batch in (("running_mean", mean), ("running_var", variance * (count / max(1, count - 1)))):
+                running = views[f"{layer.name}.norm.{name}"]
+                running.copy_(torch.where(active.unsqueeze(1), running.lerp(batch, layer.normalization.momentum), running))
 
 
 def _with_penalties(pack: Pack, gradient: Tensor, loss: Tensor, measured: Measured) -> Tensor:

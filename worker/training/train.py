@@ -274,6 +274,7 @@ def _series(job: Job, pack: Pack) -> list[str]:
         "accuracy/val": not len(job.val) or not isinstance(spec.loss, CrossEntropy | Binary),
         "objective/train": not pack.penalties,
         "gradient/clipped": spec.clip is None,
+        "identity/batch_norm": spec.budget.accumulate > 1,
         "penalty_gradient/norm": not pack.penalties,
         "penalty_gradient/cosine": not pack.penalties,
     }

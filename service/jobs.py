@@ -18,7 +18,6 @@ from regtrain.contract.job import JobSpec
 from regtrain.contract.states import FINAL, State
 from regtrain.store import datasets, files, jobs
 from regtrain.store.database import Database
-from regtrain.store.nudge import wake
 from service.faces import dumps, json_answer
 from service.names import nearest
 from service.problems import responses
@@ -142,7 +141,7 @@ async def submit(request: Request, db: Store, wait: Wait = 0, key: Key = None) -
 def list_jobs(
     request: Request,
     db: Store,
-    state: Annotated[str | None, Query(max_length=200, description="The state in which the jobs are.", examples=["succeeded"])] = None,
+    state: Annotated[str | None, Query(max_length=200, description="A state, or several separated by commas.", examples=["queued,running,succeeded"])] = None,
     name: Annotated[str | None, Query(max_length=200, description="The exact name.")] = None,
     created_after: Annotated[datetime | None, Query(description="A moment in ISO 8601; without a zone it is UTC.", examples=["2020-01-01T00:00:00Z"])] = None,
     order: Annotated[Literal["newest", "oldest"], Query(examples=["newest"])] = "newest",
@@ -152,7 +151,7 @@ def list_jobs(
     """Summaries, newest first. Jobs are also found by their metadata: `metadata.team=vision`."""
     metadata = {key.removeprefix("metadata."): value for key, value in request.query_params.items() if key.startswith("metadata.")}
     after = created_after.replace(tzinfo=created_after.tzinfo or UTC) if created_after else None
-    found, following = jobs.summaries(db, state=_state(state), name=name, metadata=metadata, created_after=after, order=order, limit=limit, cursor=cursor)
+    found, following = jobs.summaries(db, state=_states(state), name=name, metadata=metadata, created_after=after, order=order, limit=limit, cursor=cursor)
     return json_answer({"jobs": [summary(job) for job in found], "next_cursor": following})
 
 
@@ -191,7 +190,6 @@ def delete(request: Request, db: Store, id: JobId) -> Response:
 def cancel(request: Request, db: Store, id: JobId) -> Response:
     """A queued job is cancelled at once, a running one soon; a finished one stays as it is. Can be repeated."""
     job = jobs.cancel(db, id)
-    wake(db.data)
     request.app.state.nudge()
     return json_answer(shown(job))
 
@@ -219,10 +217,11 @@ def retry(db: Store, id: JobId) -> Response:
 )
 def model(db: Store, id: JobId) -> Response:
     """409 as long as the job has none."""
-    job = jobs.get(db, id)
-    if job.model_path is None:
-        raise Conflict(f"job {id} has no model: it is {job.state}, and a model is written when a job succeeds")
-    file = files.open_file(db.data, job.model_path)
+    stored = jobs.model(db, id)
+    if stored is None:
+        raise Conflict(f"job {id} has no model: it is {jobs.get(db, id).state}, and a model is written when a job succeeds")
+    path, sha256 = stored
+    file = files.open_file(db.data, path)
 
     def pieces() -> Any:
         with file:
@@ -231,7 +230,7 @@ def model(db: Store, id: JobId) -> Response:
 
     size = file.seek(0, 2)
     file.seek(0)
-    headers = {"Content-Disposition": f'attachment; filename="{id}.safetensors"', "Content-Length": str(size), "ETag": f'"{job.model_sha256}"'}
+    headers = {"Content-Disposition": f'attachment; filename="{id}.safetensors"', "Content-Length": str(size), "ETag": f'"{sha256}"'}
     return StreamingResponse(pieces(), media_type="application/octet-stream", headers=headers)
 
 
@@ -299,9 +298,7 @@ def _submit(db: Database, body: bytes, key: str | None) -> jobs.Job:
 def _store(db: Database, body: bytes | str, *, retry_of: str | None, idempotency: tuple[str, str] | None) -> jobs.Job:
     spec = contract.parse(body)
     warnings = check(spec, _facts(db, spec))
-    job = jobs.submit(db, spec, given=contract.given_of(body), warnings=warnings, retry_of=retry_of, idempotency=idempotency)
-    wake(db.data)
-    return job
+    return jobs.submit(db, spec, given=contract.given_of(body), warnings=warnings, retry_of=retry_of, idempotency=idempotency)
 
 
 def _facts(db: Database, spec: JobSpec) -> Facts:
@@ -315,10 +312,14 @@ def _facts(db: Database, spec: JobSpec) -> Facts:
         raise SpecRefused([Problem("dataset.id", f"there is no dataset {spec.dataset.id!r}", "upload one to /v1/datasets, and use the id in the answer")]) from None
 
 
-def _state(text: str | None) -> State | None:
-    if text is None or text in set(State):
-        return State(text) if text else None
-    raise SpecRefused([Problem("state", f"there is no state {text[:60]!r}", nearest(text, [state.value for state in State]))])
+def _states(text: str | None) -> list[State] | None:
+    if text is None:
+        return None
+    names = [part.strip() for part in text.split(",")]
+    unknown = [Problem("state", f"there is no state {name[:60]!r}", nearest(name, [state.value for state in State])) for name in names if name not in set(State)]
+    if unknown:
+        raise SpecRefused(unknown)
+    return [State(name) for name in names]
 
 
 def _error(job: jobs.Job) -> dict[str, Any] | None:

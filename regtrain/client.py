@@ -121,13 +121,7 @@ class Client:
 
     def jobs(self, **filters: Any) -> Iterator[Job]:
         """Summaries of all jobs that match, page by page: `state`, `name`, `order`, `created_after`, `metadata.<key>`."""
-        cursor = None
-        while True:
-            page = self._json("GET", "/v1/jobs", params={**filters, **({"cursor": cursor} if cursor else {})})
-            yield from page["jobs"]
-            cursor = page.get("next_cursor")
-            if cursor is None:
-                return
+        return cast(Iterator[Job], self._pages("/v1/jobs", "jobs", filters))
 
     def cancel(self, job: str) -> Job:
         return cast(Job, self._json("POST", f"/v1/jobs/{job}/cancel"))
@@ -146,13 +140,7 @@ class Client:
 
     def runs(self, job: str, **query: Any) -> Iterator[dict[str, Any]]:
         """The runs of a job, page by page: `sort`, `limit`."""
-        cursor = None
-        while True:
-            page = self._json("GET", f"/v1/jobs/{job}/runs", params={**query, **({"cursor": cursor} if cursor else {})})
-            yield from page["runs"]
-            cursor = page.get("next_cursor")
-            if cursor is None:
-                return
+        return self._pages(f"/v1/jobs/{job}/runs", "runs", query)
 
     def curves(self, job: str, *, series: Sequence[str] = (), **query: Any) -> dict[str, Any]:
         """Loss, objective, penalties and metrics: `runs`, `from`, `to`, `points`, `x`."""
@@ -166,14 +154,21 @@ class Client:
         """The readable face of a resource: a table with a small chart."""
         return self._send("GET", path, params={**query, "format": "text"}).text
 
-    def upload(self, file: Path, **query: Any) -> dict[str, Any]:
-        """Uploads a CSV or NPZ file as a dataset; its `id` goes into a spec as {"kind": "upload", "id": …}."""
-        with file.open("rb") as rows:
-            kind = {".csv": "text/csv", ".npz": "application/octet-stream"}.get(file.suffix.lower(), "application/octet-stream")
-            return self._json("POST", "/v1/datasets", params={"name": file.name, **query}, content=rows, headers={"Content-Type": kind}, timeout=600)
+    def upload(self, file: Path, *, target: str | None = None, name: str | None = None) -> dict[str, Any]:
+        """Uploads a CSV or NPZ file as a dataset; its `id` goes into a spec as {"kind": "upload", "id": …}.
 
-    def datasets(self) -> list[dict[str, Any]]:
-        return self._json("GET", "/v1/datasets")["datasets"]
+        Args:
+            file: its ending says what it is.
+            target: the column to predict; without one, the last column of a CSV.
+            name: a label; without one, the file's name.
+        """
+        query = {"name": name or file.name, "format": file.suffix.lower().removeprefix(".") or "csv", **({"target": target} if target else {})}
+        with file.open("rb") as rows:
+            return self._json("POST", "/v1/datasets", params=query, content=rows, timeout=600)
+
+    def datasets(self) -> Iterator[dict[str, Any]]:
+        """All datasets, newest first."""
+        return self._pages("/v1/datasets", "datasets", {})
 
     def dataset(self, dataset: str) -> dict[str, Any]:
         return self._json("GET", f"/v1/datasets/{dataset}")
@@ -204,6 +199,15 @@ class Client:
         except (Unreachable, ServiceError):
             return False
         return True
+
+    def _pages(self, path: str, key: str, query: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        cursor = None
+        while True:
+            page = self._json("GET", path, params={**query, **({"cursor": cursor} if cursor else {})})
+            yield from page[key]
+            cursor = page.get("next_cursor")
+            if cursor is None:
+                return
 
     def _json(self, method: str, path: str, **request: Any) -> dict[str, Any]:
         return self._send(method, path, **request).json()

@@ -18,6 +18,14 @@ class Part(BaseModel):
     )
 
 
+class Unfit(ValueError):
+    """Why the fields of a part do not fit together, and what to do."""
+
+    def __init__(self, message: str, hint: str) -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
 def is_object(value: Any) -> TypeGuard[dict[str, Any]]:
     """Whether a value that was read from JSON is an object."""
     return isinstance(value, dict)

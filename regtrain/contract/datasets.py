@@ -5,7 +5,7 @@ from typing import Annotated, Literal, assert_never
 
 from pydantic import Field, model_validator
 
-from regtrain.contract.base import Part
+from regtrain.contract.base import Part, Unfit
 from regtrain.contract.models import Image
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -60,9 +60,9 @@ class Inline(_Dataset):
     @model_validator(mode="after")
     def rows_agree(self) -> "Inline":
         if len(self.x) != len(self.y):
-            raise ValueError(f"x has {len(self.x)} rows and y has {len(self.y)} targets: give one target a row")
+            raise Unfit(f"x has {len(self.x)} rows and y has {len(self.y)} targets", "give one target a row")
         if len({len(row) for row in self.x}) != 1:
-            raise ValueError("all rows of x must have the same length")
+            raise Unfit("the rows of x have different lengths", "give every row the same number of columns")
         return self
 
 

@@ -183,8 +183,10 @@ class Layer:
     activation: Activation | None
     normalization: BatchNorm | LayerNorm | None
     pool: Literal["max", "average", "none"]
+    signal: tuple[int, ...]
+    """Shape of a row's linear output: (units,), or (channels, height, width) in front of the pooling."""
     output: tuple[int, ...]
-    """Of the whole layer: (features,) or (channels, height, width)."""
+    """Shape of a row behind the whole layer."""
 
     @property
     def tensors(self) -> dict[str, tuple[int, ...]]:
@@ -214,7 +216,7 @@ def parameters(shape: list[Layer]) -> int:
 def _layers(model: Model, features: int, outputs: int, image: Image | None) -> Iterator[Layer]:
     match model:
         case LinearModel():
-            yield Layer("head", (outputs, features), model.bias, None, None, "none", (outputs,))
+            yield Layer("head", (outputs, features), model.bias, None, None, "none", (outputs,), (outputs,))
         case Mlp():
             yield from _dense(model, features, outputs, first=0)
         case Cnn():
@@ -226,11 +228,12 @@ def _layers(model: Model, features: int, outputs: int, image: Image | None) -> I
             channels, height, width = size
             for index, filters in enumerate(model.channels):
                 height, width = ((side + 2 * (model.kernel // 2) - model.kernel) // model.stride + 1 for side in (height, width))
+                signal = (filters, height, width)
                 pool = model.pool if min(height, width) >= 2 else "none"
                 if pool != "none":
                     height, width = height // 2, width // 2
                 weight = (filters, channels, model.kernel, model.kernel)
-                yield Layer(f"layers.{index}", weight, model.bias, model.activation, model.normalization, pool, (filters, height, width))
+                yield Layer(f"layers.{index}", weight, model.bias, model.activation, model.normalization, pool, signal, (filters, height, width))
                 channels = filters
             yield from _dense(model, channels * height * width, outputs, first=len(model.channels))
         case _:
@@ -239,6 +242,6 @@ def _layers(model: Model, features: int, outputs: int, image: Image | None) -> I
 
 def _dense(model: Mlp | Cnn, features: int, outputs: int, *, first: int) -> Iterator[Layer]:
     for index, width in enumerate(model.hidden, start=first):
-        yield Layer(f"layers.{index}", (width, features), model.bias, model.activation, model.normalization, "none", (width,))
+        yield Layer(f"layers.{index}", (width, features), model.bias, model.activation, model.normalization, "none", (width,), (width,))
         features = width
-    yield Layer("head", (outputs, features), model.bias, None, None, "none", (outputs,))
+    yield Layer("head", (outputs, features), model.bias, None, None, "none", (outputs,), (outputs,))

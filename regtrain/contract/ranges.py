@@ -11,7 +11,7 @@ import numpy as np
 from pydantic import Field, GetCoreSchemaHandler, model_validator
 from pydantic_core import CoreSchema, core_schema
 
-from regtrain.contract.base import Part, is_object
+from regtrain.contract.base import Part, Unfit, is_object
 
 MOST_VALUES = 10_000
 F = TypeVar("F")
@@ -20,7 +20,7 @@ F = TypeVar("F")
 
 class _Range(Part):
     @classmethod
-    def model_parametrized_name(cls, params: tuple[type[Any], ...]) -> str:
+    def model_parametrized_name(cls, params: tuple[Any, ...]) -> str:
         return cls.__name__
 
 
@@ -111,5 +111,5 @@ def _tag(value: Any) -> str:
 
 def _ends_rise(part: Any, ends: tuple[Any, Any]) -> Any:
     if ends[0] >= ends[1]:
-        raise ValueError("the low end must be below the high end")
+        raise Unfit("the low end must be below the high end", "write [low, high] with low < high")
     return part

@@ -13,8 +13,9 @@ from regtrain.contract.models import Layer, parameters
 from regtrain.contract.ranges import Linear, Log, Range, Values, values_of
 
 MOST_RUNS = 4096
-PACK_BYTES = 2**30
-"""A pack holds as many runs as fit in this much memory. Static, so that the arithmetic of a run does not depend on what is free."""
+PACK_BYTES = {"cpu": 2**24, "cuda": 2**33}
+"""A pack holds as many runs as fit in this much memory: on a CPU its caches, since a pack that does not fit there is slower than its runs
+one by one. Static, so that the arithmetic of a run does not depend on what is free."""
 MOST_IN_A_PACK = 512
 
 
@@ -58,16 +59,16 @@ def ranges(spec: JobSpec) -> Iterator[tuple[str, Range]]:
     return _ranges(spec, [])
 
 
-def packs(runs: list[Run], *, shape: list[Layer], batch: int, item_bytes: int) -> list[list[int]]:
-    """Indices of the runs that train together. All runs of today's specs have one shape; memory alone splits them."""
+def packs(runs: list[Run], *, shape: list[Layer], batch: int, item_bytes: int, device: str) -> list[list[int]]:
+    """Indices of the runs that train together. All runs of a spec have one shape; memory alone splits them. `device`: cpu or cuda."""
     each = bytes_of_run(shape, batch=batch, item_bytes=item_bytes)
-    most = max(1, min(MOST_IN_A_PACK, PACK_BYTES // each))
+    most = max(1, min(MOST_IN_A_PACK, PACK_BYTES[device] // each))
     return [[run.index for run in runs[first : first + most]] for first in range(0, len(runs), most)]
 
 
 def bytes_of_run(shape: list[Layer], *, batch: int, item_bytes: int) -> int:
     """Memory of one run while it trains: weights, gradient, update and two moments, and three tensors an activation."""
-    activations = batch * sum(prod(layer.output) for layer in shape)
+    activations = batch * sum(prod(layer.signal) for layer in shape)
     return item_bytes * (6 * parameters(shape) + 3 * activations)
 
 

@@ -23,11 +23,10 @@ class Saved:
 
 
 def save(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> Saved:
-    """Tensors and a JSON description as one safetensors file, fsynced with its folder."""
+    """Tensors and a JSON description as one safetensors file, fsynced with its folder, which must be there: who has lost a job makes no folder for it."""
     from safetensors.torch import save as serialised  # not needed where nothing is stored
 
     body = serialised({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, {key: json.dumps(value) for key, value in sorted(about.items())})
-    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("wb") as file:
         file.write(body)
         file.flush()

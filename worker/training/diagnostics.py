@@ -100,7 +100,7 @@ def finish(pack: Pack, values: dict[str, NDArray[Any]], rows: NDArray[np.int64])
     if norms is None or "weight/norm" not in values:
         return
     values["gradient/rms"] = norms / np.array([math.sqrt(s.stop - s.start) for s in pack.layout.weights])
-    outputs = np.array([math.prod(signal) for signal in pack.signal_shapes])
+    outputs = np.array([math.prod(layer.signal) for layer in pack.shape])
     for name in ("signal/forward", "signal/backward"):
         values[name] = values[name] / np.sqrt(rows[:, None, None] * outputs)
     with np.errstate(divide="ignore", invalid="ignore"):

@@ -52,7 +52,12 @@ class Pack:
         self.dtype = torch.float64 if self.spec.dtype == "float64" else torch.float32
         self.layout: Layout = layout_of(shape)
         self.flat = self._initial()
-        self.gradient = torch.zeros_like(self.flat)
+        self.gradient, self.update = torch.zeros_like(self.flat), torch.zeros_like(self.flat)
+        self.weights, self.weight_gradients, self.weight_updates = ([t[:, s.start : s.stop] for s in self.layout.weights] for t in (self.flat, self.gradient, self.update))
+        """Each layer's weight tensor in a row, (R, n) views: the instruments' side of the three matrices."""
+        self.other_start = self.layout.weights[-1].stop
+        self.other_gradients = self.gradient[:, self.other_start :]
+        self.none = torch.zeros(len(runs), dtype=torch.int64, device=device)
         self.net = Net(self.spec.model, shape, len(runs), self.layout.views(self.flat), self.layout.views(self.gradient))
         self.buffers = torch.zeros(len(runs), sum(s.stop - s.start for s in self.layout.buffers), dtype=self.dtype, device=device)
         for name, view in self.layout.buffer_views(self.buffers).items():

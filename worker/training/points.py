@@ -30,6 +30,7 @@ class Recorder:
     """Run → updates that it made before it stopped ahead of its budget."""
     living: int = 0
     _steps: list[int] = field(default_factory=list)
+    _rows: list[int] = field(default_factory=list)
     _rates: list[NDArray[np.float64]] = field(default_factory=list)
     _measured: dict[str, list[Tensor | list[Tensor]]] = field(default_factory=dict)
     _after: list[tuple[int, dict[str, Tensor], Tensor]] = field(default_factory=list)
@@ -38,9 +39,10 @@ class Recorder:
     def __post_init__(self) -> None:
         self.living = self.pack.size - len(self.ended)
 
-    def add(self, t: int, rate: NDArray[np.float64], measured: Measured) -> None:
-        """What update t measured; rate: (R,) the learning rates on the host."""
+    def add(self, t: int, rows: int, rate: NDArray[np.float64], measured: Measured) -> None:
+        """What update t measured on a batch of `rows`; rate: (R,) the learning rates on the host."""
         self._steps.append(t)
+        self._rows.append(rows)
         self._rates.append(rate)
         for name, value in measured.items():
             self._measured.setdefault(name, []).append(value)
@@ -63,7 +65,7 @@ class Recorder:
             self._dense(points)
         if self._after:
             self._sparse(points)
-        self._steps, self._rates, self._measured, self._after = [], [], {}, []
+        self._steps, self._rows, self._rates, self._measured, self._after = [], [], [], {}, []
         return points
 
     def _dense(self, points: Points) -> None:
@@ -72,7 +74,7 @@ class Recorder:
         alive, active = values.pop("alive"), values.pop("active")
         counts = alive.sum(0).astype(np.int64)
         values["learning_rate"] = np.stack(self._rates)
-        finish(self.pack.layout, values)
+        finish(self.pack, values, np.array(self._rows))
         for name, value in values.items():
             points.steps[name], points.counts[name] = steps, counts
             points.values[name] = value.astype(np.float64 if self.pack.dtype == torch.float64 else np.float32, copy=False)

@@ -33,19 +33,22 @@ def step(pack: Pack, x: Tensor, y: Tensor, *, t: int, lr: Tensor) -> Measured:
 
     Returns what was measured: (R,) or one (R,) a layer for each series. `alive` says which runs took part, `active` which of them moved.
     """
-    preset, layout = pack.spec.diagnostics, pack.layout
+    preset = pack.spec.diagnostics
     loss, measured, moments = _backward(pack, x, y, t)
-    gradient = pack.gradient
-    measured["alive"], measured["loss/train"] = pack.alive, loss
-    measured |= diagnostics.of_gradient(preset, layout, gradient)
-    measured |= diagnostics.of_identities(preset, layout, pack.shape, moments[0] if pack.spec.budget.accumulate == 1 else None, pack.flat, gradient)
-    measured["active"] = active = pack.alive & torch.isfinite(loss + gradient.sum(1))  # in every preset alike: measuring must not decide who moves
+    gradient, alive = pack.gradient, pack.alive
+    active = alive & torch.isfinite(loss + gradient.sum(1))
+    everyone = pack.device.type == "cpu" and bool(active.all())  # on a CPU asking is cheaper than masking
+    measured |= {"alive": alive, "active": active, "loss/train": loss}
+    measured |= diagnostics.of_gradient(preset, pack, clean=everyone)
+    measured |= diagnostics.of_identities(preset, pack, moments[-1])
     for of_part in moments:
         _average(pack, of_part, active)
     gradient = _with_penalties(pack, gradient, loss, measured)
     if pack.spec.clip is not None and pack.limit is not None:
         gradient, measured["gradient/clipped"] = clipped(pack.spec.clip, gradient, pack.limit)
-    _update(pack, gradient, active.unsqueeze(1), lr, measured)
+    measured |= diagnostics.of_weights(preset, pack)
+    _update(pack, gradient, None if everyone else active.unsqueeze(1), lr, measured)
+    measured |= diagnostics.of_update(preset, pack)
     if pack.spec.on_nonfinite == "stop":
         pack.alive = active
     return measured
@@ -95,54 +98,69 @@ def _average(pack: Pack, moments: Moments, active: Tensor) -> None:
 
 def _with_penalties(pack: Pack, gradient: Tensor, loss: Tensor, measured: Measured) -> Tensor:
     """The ledger of every penalty, and the gradient with λ∇R of the coupled ones, analytic, at the weights of the loss."""
-    objective = loss
-    of_penalties = torch.zeros_like(gradient) if pack.penalties and includes(pack.spec.diagnostics, "standard") else None
-    added = gradient
+    if not pack.penalties:
+        return gradient
+    watch = includes(pack.spec.diagnostics, "standard")
+    objective, added, total = loss, gradient, None
     for p in pack.penalties:
         values = [penalty(p.spec, pack.flat[:, c], p.lam, p.ratio) for c in p.columns]
         measured[p.name] = value = values[0] if len(values) == 1 else torch.stack(values).sum(0)
         objective = objective + value
         coupled = is_coupled(p.spec)
-        if coupled and added is gradient:
-            added = gradient.clone()
-        for c in p.columns:
-            if coupled or of_penalties is not None:
-                own = gradient_of(p.spec, pack.flat[:, c], p.lam, p.ratio)
-                if coupled:
-                    added[:, c] += own
-                if of_penalties is not None:
-                    of_penalties[:, c] += own
-    if pack.penalties:
-        measured["objective/train"] = objective
-    if of_penalties is not None:
-        measured |= diagnostics.of_penalties(pack.spec.diagnostics, pack.layout, gradient, of_penalties)
+        if not (coupled or watch):
+            continue
+        own = [gradient_of(p.spec, pack.flat[:, c], p.lam, p.ratio) for c in p.columns]
+        if coupled:
+            added = gradient.clone() if added is gradient else added
+            _add(added, own, p.columns)
+        if watch and p.columns == [slice(0, pack.other_start)] and total is None:
+            total = own[0]
+        elif watch:
+            everything = torch.zeros_like(gradient)
+            if total is not None:
+                everything[:, : total.shape[1]] = total
+            total = _add(everything, own, p.columns)
+    measured["objective/train"] = objective
+    if total is not None:
+        measured |= diagnostics.of_penalties(pack.spec.diagnostics, pack, total)
     return added
 
 
-def _update(pack: Pack, gradient: Tensor, active: Tensor, lr: Tensor, measured: Measured) -> None:
-    """Direction, step penalty, decoupled decay, update and prox; nothing moves where `active` (R, 1) is false."""
-    everyone = pack.device.type == "cpu" and bool(active.all())  # on a CPU asking is cheaper than masking
-    state = {} if everyone or pack.spec.on_nonfinite == "stop" else {name: tensor.clone() for name, tensor in pack.directions.state.items()}
-    direction, factor = pack.directions(gradient)
-    for name, before in state.items():
-        now = pack.directions.state[name]
-        now.copy_(torch.where(active, now, before))
+def _add(whole: Tensor, parts: list[Tensor], columns: list[slice]) -> Tensor:
+    for part, c in zip(parts, columns, strict=True):
+        whole[:, c] += part
+    return whole
+
+
+def _update(pack: Pack, gradient: Tensor, active: Tensor | None, lr: Tensor, measured: Measured) -> None:
+    """Direction, step penalty, decoupled decay, update and prox; nothing moves where `active` (R, 1) is false. None: all runs move."""
+    direction, factor = _direction(pack, gradient, active)
     rate = lr
-    if not everyone:
+    if active is not None:
         rate, direction, factor = torch.where(active, lr, 0.0), torch.where(active, direction, 0.0), torch.where(active, factor, 0.0)
     if pack.step_penalty is not None:
         alpha, squared = pack.step_penalty
         direction = shortened(direction, alpha=alpha, lr=lr, squared=squared)
         moved = torch.linalg.vector_norm(rate * direction, dim=1)
         measured["penalty/step_penalty"] = alpha.squeeze(1) * (0.5 * moved.square() if squared else moved)
-    update = direction * -rate
+    torch.mul(direction, -rate, out=pack.update)
     if not pack.reshapes:
-        measured |= diagnostics.of_update(pack.spec.diagnostics, pack.layout, pack.flat, update)
-        pack.flat.add_(update)
-    else:
-        after = _decayed(pack, update, rate, factor)
-        measured |= diagnostics.of_update(pack.spec.diagnostics, pack.layout, pack.flat, after - pack.flat)
-        pack.flat.copy_(after)
+        pack.flat.add_(pack.update)
+        return
+    after = _decayed(pack, pack.update, rate, factor)
+    torch.sub(after, pack.flat, out=pack.update)
+    pack.flat.copy_(after)
+
+
+def _direction(pack: Pack, gradient: Tensor, active: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The optimizer's direction and prox factor. With `skip_step` a run that does not move keeps the optimizer's state too."""
+    keep = active is not None and pack.spec.on_nonfinite == "skip_step"
+    state = {name: tensor.clone() for name, tensor in pack.directions.state.items()} if keep else {}
+    found = pack.directions(gradient)
+    for name, before in state.items():
+        now = pack.directions.state[name]
+        now.copy_(torch.where(active, now, before))  # pyright: ignore[reportArgumentType, reportCallIssue] - `keep` implies it
+    return found
 
 
 def _decayed(pack: Pack, update: Tensor, rate: Tensor, factor: Tensor) -> Tensor:

@@ -79,7 +79,7 @@ def train(
         TrainingError: the rows are missing or unfit, it does not fit into memory, or every run diverged.
     """
     job = _prepare(spec, device=device, data=data, upload=upload, scratch=scratch)
-    packs = packs or expansion.packs(job.runs, shape=job.shape, batch=job.batch, item_bytes=job.train.x.element_size())
+    packs = packs or expansion.packs(job.runs, shape=job.shape, batch=job.batch, item_bytes=job.train.x.element_size(), device=job.device.type)
     members = [[job.runs[i] for i in indices] for indices in packs]
     states = {index: load(path, digest=job.digest, device=job.device) for index, path in (resume or {}).items()}
     yield _started(job, packs, members[0], states)
@@ -137,7 +137,8 @@ def _train_pack(job: Job, index: int, pack: Pack, state: Any, wants_checkpoint: 
         rates, table = _rates(job, pack, epoch)
         order = _order(job, pack, epoch)
         for position in range(done - epoch * job.per_epoch, job.per_epoch):
-            recorder.add(done, rates[position], step(pack, *_batch(job, pack, order, position), t=done, lr=table[position]))
+            x, y = _batch(job, pack, order, position)
+            recorder.add(done, y.shape[-1], rates[position], step(pack, x, y, t=done, lr=table[position]))
             done += 1
             if position + 1 == job.per_epoch and len(job.val):
                 _evaluate(job, pack, best, recorder, done)

@@ -1,15 +1,19 @@
 """What measuring costs: each preset against `off`, and what per-tensor `.item()` and histograms cost a lean loop.
 
-    OMP_NUM_THREADS=1 python benchmarks/diagnostics.py
+OMP_NUM_THREADS=1 python benchmarks/diagnostics.py
 """
 
 import torch
-
 from harness import interleaved, publish, quartiles, ratios
 from jobs import ours, spec, tensors
 from peers import lean_loop
 
-CASES = {"10-16-1": ([10, 16, 1], 10, 64), "784-128-10": ([784, 128, 10], 3, 64), "64-(64x8)-10": ([64, *[64] * 8, 10], 5, 64), "784-512-512-10, batch 256": ([784, 512, 512, 10], 2, 256)}
+CASES = {
+    "10-16-1": ([10, 16, 1], 10, 64),
+    "784-128-10": ([784, 128, 10], 3, 64),
+    "64-(64x8)-10": ([64, *[64] * 8, 10], 5, 64),
+    "784-512-512-10, batch 256": ([784, 512, 512, 10], 2, 256),
+}
 ROWS, ROUNDS = 6_400, 7
 
 
@@ -18,8 +22,14 @@ def main() -> None:
     rows = []
     for name, (sizes, epochs, batch) in CASES.items():
         x, y = tensors(sizes, ROWS)
-        presets = {mode: lambda sizes=sizes, epochs=epochs, batch=batch, mode=mode: ours(spec(sizes, rows=ROWS, epochs=epochs, batch=batch, diagnostics=mode)) for mode in ("off", "light", "standard", "full")}
-        watched = {f"lean {watch}": lambda sizes=sizes, x=x, y=y, epochs=epochs, batch=batch, watch=watch: lean_loop(sizes, x, y, epochs=epochs, batch=batch, lr=0.01, watch=watch) for watch in ("nothing", "item", "histogram")}
+        presets = {
+            mode: lambda sizes=sizes, epochs=epochs, batch=batch, mode=mode: ours(spec(sizes, rows=ROWS, epochs=epochs, batch=batch, diagnostics=mode))
+            for mode in ("off", "light", "standard", "full")
+        }
+        watched = {
+            f"lean {watch}": lambda sizes=sizes, x=x, y=y, epochs=epochs, batch=batch, watch=watch: lean_loop(sizes, x, y, epochs=epochs, batch=batch, lr=0.01, watch=watch)
+            for watch in ("nothing", "item", "histogram")
+        }
         taken = interleaved({**presets, **watched}, rounds=ROUNDS)
         steps = epochs * ROWS // batch
         for mode, base in [("light", "off"), ("standard", "off"), ("full", "off"), ("lean item", "lean nothing"), ("lean histogram", "lean nothing")]:

@@ -12,7 +12,9 @@ from regtrain.contract.job import JobSpec, parse
 from worker.training.train import train
 
 
-def spec(sizes: list[int], *, rows: int, epochs: int, batch: int = 64, lr: Any = 0.01, activation: str = "relu", diagnostics: str = "standard", seeds: int = 1, regularizers: Any = ()) -> JobSpec:
+def spec(
+    sizes: list[int], *, rows: int, epochs: int, batch: int = 64, lr: Any = 0.01, activation: str = "relu", diagnostics: str = "standard", seeds: int = 1, regularizers: Any = ()
+) -> JobSpec:
     """One output: a linear target and squared error. Several: blobs and cross-entropy."""
     one = sizes[-1] == 1
     data = {"kind": "linear", "rows": rows, "coefficients": [1.0] * sizes[0]} if one else {"kind": "blobs", "rows": rows, "features": sizes[0], "centers": sizes[-1], "std": 3.0}

@@ -1,10 +1,9 @@
 """One job against the articles' DataLoader loop and against a lean loop: training wall time, same net, rows, batch and epochs.
 
-    OMP_NUM_THREADS=1 python benchmarks/one_job.py
+OMP_NUM_THREADS=1 python benchmarks/one_job.py
 """
 
 import torch
-
 from harness import interleaved, publish, quartiles, ratios
 from jobs import ours, spec, tensors
 from peers import article_loop, lean_loop

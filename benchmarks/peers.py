@@ -1,5 +1,6 @@
 """What people write by hand, as fairly as we can: the articles' loop, and a lean one. Both use one thread, like ours."""
 
+import itertools
 import time
 from collections.abc import Iterator
 
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 def net(sizes: list[int], activation: type[nn.Module]) -> nn.Sequential:
     """A multilayer perceptron of ordinary modules."""
     layers: list[nn.Module] = []
-    for index, (i, o) in enumerate(zip(sizes, sizes[1:], strict=False)):
+    for index, (i, o) in enumerate(itertools.pairwise(sizes)):
         layers += [nn.Linear(i, o)] + ([activation()] if index < len(sizes) - 2 else [])
     return nn.Sequential(*layers)
 

@@ -1,14 +1,13 @@
 """64 runs as one job against 64 lean loops one after the other, on the four nets of the design's table.
 
-    OMP_NUM_THREADS=1 python benchmarks/runs.py
+OMP_NUM_THREADS=1 python benchmarks/runs.py
 """
 
 import torch
-from torch import nn
-
 from harness import interleaved, publish, quartiles, ratios
 from jobs import ours, spec, tensors
 from peers import lean_loop
+from torch import nn
 
 CASES = {"10-16-1": ([10, 16, 1], 40), "64-32-32-10": ([64, 32, 32, 10], 20), "64-(64x8)-10": ([64, *[64] * 8, 10], 5), "784-128-10": ([784, 128, 10], 2)}
 RUNS, ROWS, ROUNDS = 64, 640, 5

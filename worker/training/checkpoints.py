@@ -24,9 +24,7 @@ class Saved:
 
 def save(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> Saved:
     """Tensors and a JSON description as one safetensors file, fsynced with its folder, which must be there: who has lost a job makes no folder for it."""
-    from safetensors.torch import save as serialised  # not needed where nothing is stored
-
-    body = serialised({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, {key: json.dumps(value) for key, value in sorted(about.items())})
+    body = serialised(tensors, about)
     with path.open("wb") as file:
         file.write(body)
         file.flush()
@@ -37,6 +35,24 @@ def save(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) ->
     finally:
         os.close(folder)
     return Saved(str(path), hashlib.sha256(body).hexdigest())
+
+
+def serialised(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> bytes:
+    """The safetensors format, written in one fixed order: the package's own writer shuffles the description, so that equal contents differ in bytes."""
+    arrays = {name: tensor.detach().cpu().contiguous().numpy() for name, tensor in tensors.items()}
+    header: dict[str, Any] = {"__metadata__": {key: json.dumps(value) for key, value in sorted(about.items())}}
+    parts: list[bytes] = []
+    at = 0
+    for name, array in sorted(arrays.items(), key=lambda item: (-item[1].itemsize, item[0])):  # wide numbers first, which keeps all of them aligned
+        header[name] = {"dtype": _DTYPES[array.dtype.name], "shape": list(array.shape), "data_offsets": [at, at + array.nbytes]}
+        parts.append(array.tobytes())
+        at += array.nbytes
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return b"".join([len(text).to_bytes(8, "little"), text, *parts])
+
+
+_DTYPES = {"float64": "F64", "float32": "F32", "int64": "I64", "int32": "I32", "uint8": "U8", "bool": "BOOL"}
 
 
 def load(path: Path, *, digest: str, device: torch.device) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -21,6 +21,8 @@ def device_of(name: str) -> torch.device:
     device = torch.device(name)
     if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
         raise ResourceError(f"device {name!r} was asked for and torch {torch.__version__} sees {torch.cuda.device_count()} GPUs here: use --device auto or cpu")
+    if device.type == "cuda":  # the same seed twice gives the same bits
+        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
     return device
 
 

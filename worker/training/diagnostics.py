@@ -36,7 +36,7 @@ def norm(x: Tensor) -> Tensor:
     if x.numel() >= LARGE * len(x) and x.dtype == torch.float32 and x.device.type == "cpu":
         quick = torch.linalg.vector_norm(x, dim=dims)
         low, high = torch.aminmax(quick)
-        if low > 1e-12 and high < 1e18:
+        if low.item() > 1e-12 and high.item() < 1e18:
             return quick.double()
     return torch.linalg.vector_norm(x, dim=dims, dtype=torch.float64)
 

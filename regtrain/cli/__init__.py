@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 REFUSED, FAILED = 2, 1
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich")
-out = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+out = Console(highlight=False, width=None if sys.stdout.isatty() else 100)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 Url = Annotated[str, typer.Option(envvar="REGTRAIN_URL", help="Where the service is.", show_default="http://127.0.0.1:$REGTRAIN_PORT, or :8321")]

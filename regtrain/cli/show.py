@@ -5,8 +5,8 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Column, Table
 
 from regtrain.client import Job
 from regtrain.contract.errors import RegtrainError
@@ -21,7 +21,12 @@ def watch(console: Console, seen: Iterable[Job]) -> Job:
     Raises:
         RegtrainError: it was never seen.
     """
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("steps"), TimeRemainingColumn(), TextColumn("{task.fields[metrics]}"))
+    columns = [
+        TextColumn("{task.description}", table_column=Column(no_wrap=True)),
+        BarColumn(bar_width=20),
+        MofNCompleteColumn(table_column=Column(no_wrap=True)),
+        TextColumn("{task.fields[metrics]}", table_column=Column(no_wrap=True, overflow="ellipsis")),
+    ]
     last: Job | None = None
     with Progress(*columns, console=console) as bar:
         task = bar.add_task("queued", total=None, metrics="")
@@ -55,8 +60,8 @@ def job(console: Console, seen: Job) -> None:
 def jobs(console: Console, found: list[Job]) -> None:
     """One line a job."""
     table = Table(box=None, header_style="bold")
-    for name in ("id", "state", "steps", "created", "name"):
-        table.add_column(name, overflow="fold" if name == "name" else "ellipsis", no_wrap=name != "name")
+    for name, width in (("id", 30), ("state", 9), ("steps", 7), ("created", 19), ("name", None)):
+        table.add_column(name, overflow="ellipsis", no_wrap=True, min_width=width)
     for seen in found:
         progress = seen.get("progress") or {}
         steps = f"{progress.get('step', 0)}/{progress['steps']}" if progress.get("steps") else ""

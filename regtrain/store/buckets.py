@@ -70,8 +70,8 @@ def merge(summary: Summary, level: int) -> Summary:
         min=np.fmin.reduceat(summary.min, edges, axis=0),
         max=np.fmax.reduceat(summary.max, edges, axis=0),
         last=np.where(newest[:, :, None] >= 0, last, np.asarray(np.nan, last.dtype)),
-        nonfinite=np.add.reduceat(summary.nonfinite, edges, axis=0),
-        count=np.add.reduceat(summary.count, edges, axis=0),
+        nonfinite=np.add.reduceat(summary.nonfinite, edges, axis=0, dtype=np.uint32),
+        count=np.add.reduceat(summary.count, edges, axis=0, dtype=np.uint32),
     )
 
 

@@ -24,7 +24,7 @@ MEDIA_TYPES: dict[str, Face] = {
 CONTENT_TYPE: dict[Face, str] = {"json": "application/json", "jsonl": "application/jsonl", "csv": "text/csv; charset=utf-8", "text": "text/plain; charset=utf-8"}
 Record = dict[str, Any]
 """One line of a table."""
-WIDTH, HEIGHT = 72, 12
+WIDTH, HEIGHT = 64, 12
 """Of a chart, in characters."""
 _FORMULAS = ("=", "+", "-", "@", "\t", "\r")
 

@@ -323,12 +323,12 @@ def _states(text: str | None) -> list[State] | None:
 
 
 def _error(job: jobs.Job) -> dict[str, Any] | None:
-    """Why a job failed, as a problem."""
+    """Why a job failed, as a problem; `trace` is what a program said about it."""
     if job.error is None:
         return None
     return {
         "type": f"urn:regtrain:failure:{job.reason}",
         "title": f"the job failed: {job.reason}",
         "detail": job.error.get("message", ""),
-        **{k: v for k, v in job.error.items() if k != "message"},
+        "trace": job.error.get("detail", ""),
     }

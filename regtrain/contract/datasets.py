@@ -119,6 +119,7 @@ class LinearRows(_Generator):
     coefficients: Annotated[tuple[Cell, ...], Field(min_length=1, max_length=10_000)] = (2.0,)
     """One a column."""
     intercept: Cell = 1.0
+    """What y is where all columns are 0."""
     noise: Annotated[float, Field(ge=0, le=1e300)] = 0.5
     """Standard deviation of the noise."""
 
@@ -128,8 +129,11 @@ class Blobs(_Generator):
 
     kind: Literal["blobs"]
     centers: Annotated[int, Field(ge=2, le=1000)] = 3
+    """Clouds, and so classes."""
     features: Annotated[int, Field(ge=1, le=10_000)] = 2
+    """Columns."""
     std: Annotated[float, Field(ge=0, le=1e6)] = 1.0
+    """Standard deviation of a cloud in each column."""
 
 
 class Circles(_Generator):
@@ -137,7 +141,9 @@ class Circles(_Generator):
 
     kind: Literal["circles"]
     noise: Annotated[float, Field(ge=0, le=1e6)] = 0.1
+    """Standard deviation of the noise."""
     factor: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """Radius of the inner circle."""
 
 
 class Upload(_Dataset):

@@ -43,18 +43,27 @@ class JobSpec(Part):
     name: Label = ""
     """A label for people."""
     dataset: Dataset
+    """The rows, and which of them are held out."""
     model: Model
+    """The function to fit."""
     loss: Loss
+    """The data term of the objective."""
     regularizers: Annotated[tuple[Regularizer, ...], Field(max_length=32)] = ()
+    """What is added to the loss, or done to the training, against overfitting."""
     optimizer: Optimizer
+    """How gradients become updates."""
     clip: Clip | None = None
     """Acts on the accumulated gradient, coupled penalties included, before the step."""
     budget: Budget = Budget()
+    """Epochs and batches."""
     selection: Selection = Selection()
+    """Repetitions."""
     seed: Whole = 0
     """Seed of the job: held-out rows follow from it; initial weights, row order and noise from it and the run's seed."""
     dtype: Literal["float32", "float64"] = "float32"
+    """Of weights, rows and curves."""
     diagnostics: Diagnostics = "standard"
+    """How much is measured at each step: `off` (losses, metrics), `light` (and gradient norms), `standard` (and signals, weights, updates, penalty ledger), `full` (and the exact identities)."""
     on_nonfinite: Literal["stop", "skip_step"] = "stop"
     """A step with a loss or gradient that is not finite ends its run, or is left out."""
     metadata: Annotated[dict[MetadataKey, Label], Field(max_length=64)] = {}

@@ -8,6 +8,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -16,16 +17,16 @@ from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, Field
 from starlette.concurrency import run_in_threadpool
 
-from regtrain.contract.datasets import Facts
+from regtrain.contract.datasets import Facts, target_facts
 from regtrain.contract.errors import Problem, SpecRefused
 from regtrain.store import datasets, files
 from regtrain.store.database import Database
 from regtrain.store.datasets import Dataset
-from service.faces import dumps, json_answer
+from service.faces import json_answer
 from service.jobs import moment
+from service.limits import Limits
 from service.problems import Refusal, responses
 from service.requests import DatasetId, Store, body_within, settings
-from service.settings import Limits
 
 router = APIRouter(prefix="/v1/datasets", tags=["datasets"])
 INCOMING = "incoming"
@@ -87,7 +88,7 @@ EXAMPLE: dict[str, Any] = {
 async def upload(request: Request, db: Store, name: Name = "", format: Kind = None, target: Target = None) -> Response:
     """`curl --data-binary @prices.csv 'http://127.0.0.1:8321/v1/datasets?name=prices&format=csv&target=price'`, then name its id in a spec: `{"kind": "upload", "id": "ds_…"}`."""
     kind = format or _format(request)
-    own, limits = settings(request), settings(request).limits
+    own, limits = settings(request), settings(request).upload
     with incoming(db.data) as folder:
         with open(folder / "upload", "wb") as file:
             async for piece in body_within(request, limits.bytes, seconds=SLOWER * own.body_seconds):
@@ -168,7 +169,7 @@ async def parse(folder: Path, *, kind: str, target: str | None, limits: Limits) 
     Raises:
         SpecRefused: what is wrong with the file, or that reading it takes too much.
     """
-    orders = {"source": str(folder / "upload"), "place": str(folder / "canonical"), "format": kind, "target": target, "limits": limits.model_dump()}
+    orders = {"source": str(folder / "upload"), "place": str(folder / "canonical"), "format": kind, "target": target, "limits": asdict(limits)}
     environment = {"OPENBLAS_NUM_THREADS": "1", "LC_ALL": "C.UTF-8", **{name: os.environ[name] for name in ("PATH", "PYTHONPATH") if name in os.environ}}
     child = await asyncio.create_subprocess_exec(
         sys.executable, "-P", "-m", "service.parse", env=environment, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
@@ -197,10 +198,20 @@ def keep(db: Database, canonical: Path, name: str, parsed: dict[str, Any]) -> Da
     identity = datasets.fresh_id()
     try:
         place = files.place(canonical, files.dataset_folder(db.data, identity) / "rows.safetensors")
-        return datasets.create(db, id=identity, name=name, sha256=parsed["sha256"], path=place, facts=Facts.model_validate_json(dumps(parsed["facts"])), preview=parsed["preview"])
+        return datasets.create(db, id=identity, name=name, sha256=parsed["sha256"], path=place, facts=facts_of(parsed), preview=parsed["preview"])
     except BaseException:
         files.remove(db.data, identity)
         raise
+
+
+def facts_of(parsed: dict[str, Any]) -> Facts:
+    """What is known of the rows without reading them again."""
+    labels, distinct, image = parsed["labels"], parsed["distinct"], parsed["image"]
+    if labels:
+        target: dict[str, Any] = {"target": "class", "classes": len(labels), "class_names": tuple(labels)}
+    else:
+        target = {"target": "real"} if distinct is None else target_facts(tuple(distinct))
+    return Facts(rows=parsed["rows"], features=parsed["features"], feature_names=tuple(parsed["feature_names"]), image=tuple(image) if image else None, **target)
 
 
 def _format(request: Request) -> Literal["csv", "npz"]:

@@ -23,10 +23,9 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
-from regtrain.contract.datasets import Facts, target_facts
 from regtrain.contract.errors import Problem, SpecRefused
+from service.limits import Limits
 from service.names import nearest
-from service.settings import Limits
 
 MISSING = frozenset({"", "na", "n/a", "nan", "null", "none", "?"})
 MOST_PROBLEMS = 20
@@ -40,7 +39,7 @@ NAMES = ("x", "y", "feature_names")
 
 @dataclass(frozen=True)
 class Table:
-    """Rows as numbers. `places` says where row i stood in the file, for messages."""
+    """Rows as numbers. With labels, y holds their numbers."""
 
     x: NDArray[np.float64]
     y: NDArray[np.float64]
@@ -64,19 +63,27 @@ def main() -> None:
 
 
 def parse(source: Path, place: Path, *, kind: str, target: str | None, limits: Limits) -> dict[str, Any]:
-    """Writes the canonical file to `place` and says what is in it: its facts, its columns, its first rows, its hash.
+    """Writes the canonical file to `place` and says what is in it: what its facts follow from, its first rows, its hash.
 
     Raises:
         SpecRefused: the file cannot be taken, with the line or row and column of what is wrong.
     """
     table = read_csv(source, target=target, limits=limits) if kind == "csv" else read_npz(source, limits=limits)
-    words = {"target": "class", "classes": len(table.labels), "class_names": tuple(table.labels)} if table.labels else target_facts(tuple(table.y.tolist()))
-    facts = Facts(rows=len(table.y), features=table.x.shape[1], feature_names=tuple(table.names), image=table.image, **words)  # pyright: ignore[reportArgumentType]
     save_file({"x": np.ascontiguousarray(table.x), "y": np.ascontiguousarray(table.y)}, place)
     with open(place, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         os.fsync(file.fileno())
-    return {"facts": facts.model_dump(mode="json"), "preview": _preview(table), "sha256": digest, "bytes": place.stat().st_size}
+    distinct = np.unique(table.y)
+    return {
+        "rows": len(table.y),
+        "features": table.x.shape[1],
+        "feature_names": table.names,
+        "image": table.image,
+        "labels": table.labels,
+        "distinct": distinct.tolist() if len(distinct) <= MOST_LABELS else None,
+        "preview": _preview(table),
+        "sha256": digest,
+    }
 
 
 def read_csv(source: Path, *, target: str | None, limits: Limits) -> Table:
@@ -332,6 +339,8 @@ def _preview(table: Table) -> dict[str, Any]:
 
 def _line(file: TextIO) -> str:
     line = file.readline(MOST_LINE)
+    if "\0" in line:
+        raise _refused("", "not text: it contains a NUL character", "save the file as CSV in UTF-8; for an NPZ archive say format=npz")
     if len(line) >= MOST_LINE:
         raise _refused("", f"a line is longer than {MOST_LINE:,} characters", "send one row a line")
     return line

@@ -7,32 +7,15 @@ from typing import Annotated, Any
 from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from service.limits import Limits
+
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
-
-
-class Limits(BaseSettings):
-    """How much of one upload is taken."""
-
-    model_config = SettingsConfigDict(env_prefix="REGTRAIN_UPLOAD_", frozen=True, env_ignore_empty=True)
-
-    bytes: int = Field(default=256 * 2**20, ge=1)
-    """Of the body, and of every file that comes out of it."""
-    rows: int = Field(default=2_000_000, ge=1)
-    columns: int = Field(default=10_000, ge=1)
-    cells: int = Field(default=20_000_000, ge=1)
-    """Rows × columns."""
-    ratio: int = Field(default=200, ge=1)
-    """How many times larger than itself a compressed member may unpack."""
-    memory: int = Field(default=2 * 2**30, ge=2**28)
-    """Address space of the process that parses, in bytes."""
-    seconds: int = Field(default=60, ge=1)
-    """Processor and wall time of the process that parses."""
 
 
 class Settings(BaseSettings):
     """The service's settings."""
 
-    model_config = SettingsConfigDict(env_prefix="REGTRAIN_", frozen=True, env_ignore_empty=True)
+    model_config = SettingsConfigDict(env_prefix="REGTRAIN_", env_nested_delimiter="__", frozen=True, env_ignore_empty=True)
 
     host: str = "127.0.0.1"
     port: int = Field(default=8321, ge=0, le=65_535)
@@ -51,7 +34,7 @@ class Settings(BaseSettings):
     """How long a client may take to send a JSON body; an upload may take ten times as long."""
     wait_seconds: float = Field(default=50, gt=0)
     """The longest that `wait` holds an answer back: shorter than the patience of common proxies."""
-    limits: Limits = Field(default_factory=Limits)
+    upload: Limits = Limits()
 
     @field_validator("allowed_hosts", mode="before")
     @classmethod

@@ -55,8 +55,7 @@ def of_gradient(preset: Diagnostics, pack: Pack, *, clean: bool) -> Measured:
     measured: Measured = {"gradient/norm": [norm(g) for g in pack.weight_gradients]}
     if pack.other_gradients.shape[1]:
         measured["gradient/total"] = norm(pack.other_gradients)
-    if includes(preset, "standard"):
-        measured["gradient/nonfinite"] = [pack.none] * len(pack.shape) if clean else [torch.count_nonzero(g - g, dim=1) for g in pack.weight_gradients]
+    measured["gradient/nonfinite"] = [pack.none] * len(pack.shape) if clean else [torch.count_nonzero(g - g, dim=1) for g in pack.weight_gradients]
     return measured
 
 
@@ -96,7 +95,7 @@ def finish(pack: Pack, values: dict[str, NDArray[Any]], rows: NDArray[np.int64])
     norms = values.get("gradient/norm")
     if norms is not None:
         rest = values.get("gradient/total", np.zeros(norms.shape[:2]))
-        values["gradient/total"] = np.sqrt(np.square(np.concatenate([norms, rest[..., None]], 2).astype(np.float64)).sum(2))
+        values["gradient/total"] = np.hypot.reduce(np.concatenate([norms, rest[..., None]], 2), 2)  # scale-safe
     if norms is None or "weight/norm" not in values:
         return
     values["gradient/rms"] = norms / np.array([math.sqrt(s.stop - s.start) for s in pack.layout.weights])
@@ -110,18 +109,23 @@ def finish(pack: Pack, values: dict[str, NDArray[Any]], rows: NDArray[np.int64])
             values["penalty_gradient/cosine"] = np.where(lengths == 0, 0.0, values["penalty_gradient/cosine"] / lengths)
 
 
-def of_identities(preset: Diagnostics, pack: Pack, moments: Moments) -> Measured:
-    """The inner products of the exact laws of homogeneous and of scale-invariant layers, with the data's own gradient."""
+def of_identities(preset: Diagnostics, pack: Pack, moments: Moments | None) -> Measured:
+    """The inner products of the exact laws of homogeneous and of scale-invariant layers, with the data's own gradient.
+
+    Without `moments`, where each micro-batch was normalised by its own, batch norm's law is not measured.
+    """
     if not includes(preset, "full"):
         return {}
     w, g = pack.net.tensors, pack.net.gradients
     nothing = torch.zeros(pack.size, dtype=torch.float64, device=pack.device)
-    return {
+    measured: Measured = {
         "identity/weight_product": [product(a, b) for a, b in zip(pack.weights, pack.weight_gradients, strict=True)],
         "identity/bias_product": [product(w[f"{layer.name}.bias"], g[f"{layer.name}.bias"]) if layer.bias else nothing for layer in pack.shape],
         "identity/class_sum": g["head.weight"].double().sum(1).abs().amax(1),
-        "identity/batch_norm": [_scale_residual(layer, moments, w, g) if isinstance(layer.normalization, BatchNorm) else nothing for layer in pack.shape],
     }
+    if moments is not None:
+        measured["identity/batch_norm"] = [_scale_residual(layer, moments, w, g) if isinstance(layer.normalization, BatchNorm) else nothing for layer in pack.shape]
+    return measured
 
 
 def _scale_residual(layer: Layer, moments: Moments, w: Mapping[str, Tensor], g: Mapping[str, Tensor]) -> Tensor:

@@ -37,4 +37,4 @@ def evaluate(pack: Pack, part: Part, name: str) -> dict[str, Tensor]:
         loss += loss_of(pack.spec.loss, outputs, y, smoothing=pack.smoothing)[0]
         found = correct(pack.spec.loss, outputs, y)
         hits = found if hits is None else None if found is None else hits + found
-    return {f"loss/{name}": loss / len(part), **({f"accuracy/{name}": hits / len(part)} if hits is not None else {})}
+    return {f"loss/{name}": loss / len(part), **({f"accuracy/{name}": hits.double() / len(part)} if hits is not None else {})}

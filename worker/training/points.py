@@ -77,7 +77,8 @@ class Recorder:
         finish(self.pack, values, np.array(self._rows))
         for name, value in values.items():
             points.steps[name], points.counts[name] = steps, counts
-            points.values[name] = value.astype(np.float64 if self.pack.dtype == torch.float64 else np.float32, copy=False)
+            with np.errstate(over="ignore"):  # a norm beyond float32 is infinite there
+                points.values[name] = value.astype(np.float64 if self.pack.dtype == torch.float64 else np.float32, copy=False)
         self._notice_ends(steps, alive, active, points.values)
 
     def _sparse(self, points: Points) -> None:

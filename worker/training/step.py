@@ -40,12 +40,13 @@ def step(pack: Pack, x: Tensor, y: Tensor, *, t: int, lr: Tensor) -> Measured:
     everyone = pack.device.type == "cpu" and bool(active.all())  # on a CPU asking is cheaper than masking
     measured |= {"alive": alive, "active": active, "loss/train": loss}
     measured |= diagnostics.of_gradient(preset, pack, clean=everyone)
-    measured |= diagnostics.of_identities(preset, pack, moments[-1])
+    measured |= diagnostics.of_identities(preset, pack, moments[0] if pack.spec.budget.accumulate == 1 else None)
     for of_part in moments:
         _average(pack, of_part, active)
     gradient = _with_penalties(pack, gradient, loss, measured)
     if pack.spec.clip is not None and pack.limit is not None:
-        gradient, measured["gradient/clipped"] = clipped(pack.spec.clip, gradient, pack.limit)
+        gradient, changed = clipped(pack.spec.clip, gradient, pack.limit)
+        measured |= {"gradient/clipped": changed} if includes(preset, "light") else {}
     measured |= diagnostics.of_weights(preset, pack)
     _update(pack, gradient, None if everyone else active.unsqueeze(1), lr, measured)
     measured |= diagnostics.of_update(preset, pack)

@@ -14,9 +14,11 @@ import torch
 
 from regtrain.contract.events import Points
 from regtrain.contract.job import JobSpec, parse
+from worker.training.feed import Feed
 from worker.training.pack import Pack
+from worker.training.prepare import prepare
 from worker.training.step import step
-from worker.training.train import _batch, _order, _prepare, _rates, train
+from worker.training.train import train
 
 TOLERANCE = 1e-9
 """Largest relative difference of a float64 loss curve between CPU and GPU over 100 steps."""
@@ -53,16 +55,15 @@ def repeats(model: str) -> bool:
 
 def waits(model: str) -> str:
     """Ten steps with every instrument, under torch's watch for synchronisation: empty if there was none."""
-    job = _prepare(spec(model, dtype="float32", dropout=True), device="cuda", data=Path("."), upload=None, scratch=None)
+    job = prepare(spec(model, dtype="float32", dropout=True), device="cuda", data=Path("."), upload=None, scratch=None)
     pack = Pack(job.runs, job.shape, features=64, device=job.device)
-    _, table = _rates(job, pack, 0)
-    order = _order(job, pack, 0)
-    step(pack, *_batch(job, pack, order, 0), t=0, lr=table[0])
+    feed = Feed(job, pack)
+    step(pack, *feed.batch(0), t=0, lr=feed.rates(0)[1])
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
         for t in range(1, 11):
-            step(pack, *_batch(job, pack, order, t), t=t, lr=table[t])
+            step(pack, *feed.batch(t), t=t, lr=feed.rates(t)[1])
     except RuntimeError as error:
         return str(error).splitlines()[0]
     finally:

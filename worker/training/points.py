@@ -22,13 +22,13 @@ SECONDS = 0.25
 class Recorder:
     """The points of one pack that have not been reported yet. Measured tensors stay on the device until they are."""
 
-    pack: Pack
     index: int
+    size: int
+    """Runs of the pack, those that have left it included."""
     died: dict[int, dict[str, Any]] = field(default_factory=dict)
-    """Run → where it first met a number that is not finite."""
+    """Place of a run → where it first met a number that is not finite."""
     ended: dict[int, int] = field(default_factory=dict)
-    """Run → updates that it made before it stopped ahead of its budget."""
-    living: int = 0
+    """Place of a run → updates that it made before it stopped ahead of its budget."""
     _steps: list[int] = field(default_factory=list)
     _rows: list[int] = field(default_factory=list)
     _rates: list[NDArray[np.float64]] = field(default_factory=list)
@@ -36,14 +36,11 @@ class Recorder:
     _after: list[tuple[int, dict[str, Tensor], Tensor]] = field(default_factory=list)
     _since: float = field(default_factory=time.monotonic)
 
-    def __post_init__(self) -> None:
-        self.living = self.pack.size - len(self.ended)
-
-    def add(self, t: int, rows: int, rate: NDArray[np.float64], measured: Measured) -> None:
-        """What update t measured on a batch of `rows`; rate: (R,) the learning rates on the host."""
+    def add(self, t: int, rows: int, rates: NDArray[np.float64], measured: Measured) -> None:
+        """What update t measured on a batch of `rows`; rates: (r,) the learning rates on the host."""
         self._steps.append(t)
         self._rows.append(rows)
-        self._rates.append(rate)
+        self._rates.append(rates)
         for name, value in measured.items():
             self._measured.setdefault(name, []).append(value)
 
@@ -52,60 +49,76 @@ class Recorder:
         self._after.append((t, metrics, alive))
 
     @property
+    def living(self) -> bool:
+        """Whether any run is known to go on."""
+        return len(self.ended) < self.size
+
+    @property
     def due(self) -> bool:
         return len(self._steps) >= MOST_STEPS or time.monotonic() - self._since > SECONDS
 
-    def report(self, done: int) -> Points | None:
+    def report(self, pack: Pack, places: list[int], done: int) -> Points | None:
         """Everything that was gathered, as one event: the only place where training waits for the device."""
         self._since = time.monotonic()
         if not self._steps and not self._after:
             return None
         points = Points(pack=self.index, step=done, steps={}, values={}, counts={})
         if self._steps:
-            self._dense(points)
+            self._dense(points, pack, places)
         if self._after:
-            self._sparse(points)
+            self._sparse(points, places)
         self._steps, self._rows, self._rates, self._measured, self._after = [], [], [], {}, []
         return points
 
-    def _dense(self, points: Points) -> None:
+    def settle(self, alive: NDArray[np.bool_], done: int) -> None:
+        """At the end of a pack: a run that early stopping ended with the very last update shows it in no later step.  alive: (R,)"""
+        for place in np.flatnonzero(~alive):
+            self.ended.setdefault(int(place), done)
+
+    def _dense(self, points: Points, pack: Pack, places: list[int]) -> None:
         steps = np.array(self._steps, np.int64)
         values = {name: _host(parts) for name, parts in self._measured.items()}
         alive, active = values.pop("alive"), values.pop("active")
-        counts = alive.sum(0).astype(np.int64)
         values["learning_rate"] = np.stack(self._rates)
-        finish(self.pack, values, np.array(self._rows))
+        finish(pack, values, np.array(self._rows))
+        dtype = np.float64 if pack.dtype == torch.float64 else np.float32
         for name, value in values.items():
-            points.steps[name], points.counts[name] = steps, counts
-            with np.errstate(over="ignore"):  # a norm beyond float32 is infinite there
-                points.values[name] = value.astype(np.float64 if self.pack.dtype == torch.float64 else np.float32, copy=False)
-        self._notice_ends(steps, alive, active, points.values)
+            points.values[name] = self._spread(value.astype(dtype, copy=False), places, axis=1)
+            points.steps[name], points.counts[name] = steps, self._spread(alive.sum(0, dtype=np.int64), places, axis=0)
+        self._notice_ends(steps, alive, active, places, points.values, stop=pack.spec.on_nonfinite == "stop")
 
-    def _sparse(self, points: Points) -> None:
+    def _sparse(self, points: Points, places: list[int]) -> None:
         steps = np.array([t for t, _, _ in self._after], np.int64)
-        alive = np.stack([a.cpu().numpy() for _, _, a in self._after])
+        counts = np.stack([alive.cpu().numpy() for _, _, alive in self._after]).sum(0, dtype=np.int64)
         for name in self._after[0][1]:
-            points.steps[name], points.counts[name] = steps, alive.sum(0).astype(np.int64)
-            points.values[name] = np.stack([metrics[name].cpu().numpy() for _, metrics, _ in self._after])
+            value = np.stack([metrics[name].cpu().numpy() for _, metrics, _ in self._after])
+            points.values[name] = self._spread(value, places, axis=1)
+            points.steps[name], points.counts[name] = steps, self._spread(counts, places, axis=0)
 
-    def _notice_ends(self, steps: NDArray[np.int64], alive: NDArray[np.bool_], active: NDArray[np.bool_], values: dict[str, NDArray[Any]]) -> None:
+    def _spread(self, values: NDArray[Any], places: list[int], *, axis: int) -> NDArray[Any]:
+        """From the runs that still train to all runs of the pack: the others have no points (a count of 0; the NaN beside it is none)."""
+        if len(places) == self.size:
+            return values
+        shape = list(values.shape)
+        shape[axis] = self.size
+        whole = np.full(shape, np.nan if values.dtype.kind == "f" else 0, values.dtype)
+        whole[(slice(None),) * axis + (places,)] = values
+        return whole
+
+    def _notice_ends(
+        self, steps: NDArray[np.int64], alive: NDArray[np.bool_], active: NDArray[np.bool_], places: list[int], values: dict[str, NDArray[Any]], *, stop: bool
+    ) -> None:
         """A run that was alive and not active has met a bad number: that step was not taken. One that is no longer alive was stopped early."""
         counts = alive.sum(0)
-        for run in range(self.pack.size):
-            if run in self.ended:
+        for row, place in enumerate(places):
+            last = int(counts[row]) - 1
+            if place in self.ended:
                 continue
-            last = int(counts[run]) - 1
-            if last >= 0 and not active[last, run] and self.pack.spec.on_nonfinite == "stop":
-                self.ended[run] = int(steps[last])
-                self.died[run] = {"step": int(steps[last]), **_first_bad(values, last, run)}
-            elif counts[run] < len(steps):
-                self.ended[run] = int(steps[0]) + int(counts[run])
-        self.living = self.pack.size - len(self.ended)
-
-    def settle(self, done: int) -> None:
-        """At the end of a pack: a run that early stopping ended with the very last update shows it in no later step."""
-        for run in np.flatnonzero(~self.pack.alive.cpu().numpy()):
-            self.ended.setdefault(int(run), done)
+            if last >= 0 and not active[last, row] and stop:
+                self.ended[place] = int(steps[last])
+                self.died[place] = {"step": int(steps[last]), **_first_bad(values, last, place)}
+            elif counts[row] < len(steps):
+                self.ended[place] = int(steps[0]) + int(counts[row])
 
 
 def _first_bad(values: dict[str, NDArray[Any]], row: int, run: int) -> dict[str, Any]:

@@ -1,0 +1,72 @@
+"""From a spec to what all packs of its job share: rows on the device, shapes, counts."""
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from regtrain.contract.checks import shape_of
+from regtrain.contract.datasets import counts
+from regtrain.contract.job import JobSpec, batch_size, digest, steps, steps_per_epoch
+from regtrain.contract.losses import Binary, CrossEntropy
+from regtrain.contract.models import Cnn, Layer
+from regtrain.contract.runs import Run, expand
+from worker.training import datasets, losses, preprocess
+from worker.training.device import device_of
+from worker.training.evaluate import Part
+
+
+@dataclass(frozen=True)
+class Job:
+    """What all packs of a job share."""
+
+    spec: JobSpec
+    digest: str
+    runs: list[Run]
+    shape: list[Layer]
+    rows: datasets.Rows
+    scaling: preprocess.Scaling
+    train: Part
+    val: Part
+    test: Part
+    device: torch.device
+    scratch: Path | None
+    """Where checkpoints and the model are written; None where nothing is."""
+    steps: int
+    """Updates of a run that uses its whole budget."""
+    per_epoch: int
+    batch: int
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("data", "step", "evaluate", "report", "save"), 0.0))
+    """Where the time of this attempt went."""
+
+
+def prepare(spec: JobSpec, *, device: str, data: Path, upload: Path | None, scratch: Path | None) -> Job:
+    """Loads, splits and scales the rows and puts them onto the device.
+
+    Raises:
+        DataError: rows are missing or unfit.
+        ResourceError: there is no such device.
+    """
+    begin, where, given = time.perf_counter(), device_of(device), spec
+    rows = datasets.load(spec.dataset, data=data, upload=upload, classify=isinstance(spec.loss, CrossEntropy | Binary))
+    if isinstance(spec.model, Cnn) and spec.model.image is None:
+        spec = spec.model_copy(update={"model": spec.model.model_copy(update={"image": rows.facts.image})})
+    split = datasets.split(spec.dataset, rows, seed=spec.seed)
+    scaling = preprocess.fit(rows.x[split.train], standardize=spec.dataset.standardize)
+    dtype = torch.float64 if spec.dtype == "float64" else torch.float32
+
+    def part(which: NDArray[np.int64]) -> Part:
+        x, y = torch.from_numpy(scaling(rows.x[which])), torch.from_numpy(rows.y[which])
+        return Part(x.to(where, dtype), losses.target(spec.loss, y, dtype).to(where))
+
+    sizes = counts(spec.dataset, rows.facts)
+    job = Job(
+        spec=spec, digest=digest(given), runs=expand(spec), shape=shape_of(spec, rows.facts), rows=rows, scaling=scaling,
+        train=part(split.train), val=part(split.val), test=part(split.test), device=where, scratch=scratch,
+        steps=steps(spec, sizes), per_epoch=steps_per_epoch(spec, sizes), batch=batch_size(spec, sizes),
+    )  # fmt: skip
+    job.seconds["data"] = time.perf_counter() - begin
+    return job

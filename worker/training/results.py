@@ -1,0 +1,143 @@
+"""What a job answers when it has been trained: the metrics of every run, the run that is meant by "the" result, the model file."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from regtrain.contract.diagnostics import includes
+from regtrain.contract.errors import Warned
+from regtrain.contract.events import Finished, RunFinished, Started
+from regtrain.contract.job import resolved
+from regtrain.contract.losses import Binary, CrossEntropy
+from regtrain.contract.models import LinearModel
+from regtrain.contract.runs import Run
+from regtrain.contract.series import SERIES
+from regtrain.contract.states import RunState, StopReason
+from worker.training import preprocess
+from worker.training.checkpoints import save
+from worker.training.device import environment
+from worker.training.evaluate import Part, evaluate
+from worker.training.pack import Pack, Penalty
+from worker.training.prepare import Job
+from worker.training.regularizers import penalty
+from worker.training.running import Running
+from worker.training.step import ORDER
+
+
+def started(job: Job, packs: list[list[int]], first: Run, *, pack: int, step: int) -> Started:
+    """What is known before the first update."""
+    one = Pack([first], job.shape, features=job.rows.x.shape[1], device=job.device)
+    return Started(
+        runs=len(job.runs), packs=packs, steps=job.steps, steps_per_epoch=job.per_epoch, layers=[layer.name for layer in job.shape], series=_series(job, one),
+        penalised={f"regularizers.{p.index}": p.tensors for p in one.penalties}, step_order=list(ORDER), environment=environment(job.device),
+        warnings=_warnings(job, one), pack=pack, step=step,
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def of_runs(job: Job, running: Running) -> Iterator[RunFinished]:
+    """Every run at its final weights: its metrics on all training rows, on val, and, once, on test."""
+    pack, recorder = running.pack, running.recorder
+    measured = {
+        name: value.cpu().numpy() for part, rows in (("train", job.train), ("val", job.val), ("test", job.test)) if len(rows) for name, value in evaluate(pack, rows, part).items()
+    }
+    penalties = {p.name: _value(p, pack).cpu().double().numpy() for p in pack.penalties}
+    tensors = pack.net.tensors
+    for r, run in enumerate(pack.runs):
+        metrics = {name: float(value[r]) for name, value in (measured | penalties).items()}
+        if penalties:
+            metrics["objective/train"] = metrics["loss/train"] + sum(float(value[r]) for value in penalties.values())
+        died = recorder.died.get(r)
+        yield RunFinished(
+            run=run.index, state=RunState.FAILED if died else RunState.SUCCEEDED,
+            stop_reason=StopReason.DIVERGED if died else StopReason.EARLY_STOPPING if r in recorder.ended else StopReason.BUDGET,
+            steps=recorder.ended.get(r, job.steps), metrics=metrics, best=running.best.of(r),
+            zeros={name: int((tensors[name][r] == 0).sum()) for p in pack.penalties for name in p.tensors},
+            coefficients=_coefficients(job, tensors, r), first_nonfinite=_named(job, died),
+        )  # fmt: skip
+
+
+def weights(pack: Pack) -> dict[str, Tensor]:
+    """Parameters and running averages of a pack's runs, by name, on the CPU.  (R, *shape) each"""
+    return {name: view.detach().cpu().clone() for name, view in (dict(pack.net.tensors) | pack.layout.buffer_views(pack.buffers)).items()}
+
+
+def finished(job: Job, packs: list[list[int]], of_packs: list[dict[str, Tensor]], runs: list[RunFinished]) -> Finished:
+    """The job's result, and its model file: every tensor stacked over all runs, in the order of the runs."""
+    order = torch.from_numpy(np.argsort([i for indices in packs for i in indices]))
+    tensors = {name: torch.cat([w[name] for w in of_packs])[order] for name in of_packs[0]}
+    result: dict[str, Any] = {**_chosen(job, runs), "step_order": list(ORDER), "environment": environment(job.device), "seconds": job.seconds}
+    if job.scratch is None:
+        return Finished(result=result, path="", sha256="")
+    about = {
+        "spec": resolved(job.spec), "digest": job.digest, "features": list(job.rows.facts.feature_names or ()), "classes": list(job.rows.facts.class_names or ()),
+        "preprocess": {"mean": job.scaling.mean.tolist(), "scale": job.scaling.scale.tolist()},
+        "runs": [{"index": run.index, "values": run.values, "seed": run.seed} for run in job.runs],
+    }  # fmt: skip
+    saved = save(job.scratch / "model.tmp", tensors, about)
+    return Finished(result=result, path=saved.path, sha256=saved.sha256)
+
+
+def _chosen(job: Job, runs: list[RunFinished]) -> dict[str, Any]:
+    """The only run, or the best on the validation rows. Of several runs without validation rows none is chosen."""
+    measured = [run for run in runs if run.state == RunState.SUCCEEDED and np.isfinite(run.metrics.get("loss/val", np.nan))]
+    if len(job.runs) > 1 and not measured:
+        return {"chosen_run": None, "chosen_by": None, "values": {}}
+    chosen = min(measured, key=lambda run: (run.metrics["loss/val"], run.run)) if len(job.runs) > 1 else runs[0]
+    return {
+        "chosen_run": chosen.run, "chosen_by": "loss/val" if len(job.runs) > 1 else None, "values": job.runs[chosen.run].values,
+        "zeros": chosen.zeros, "coefficients": chosen.coefficients,
+    }  # fmt: skip
+
+
+def _series(job: Job, pack: Pack) -> list[str]:
+    """The names of all series that this job reports, in the order in which they are shown."""
+    spec, penalised = job.spec, bool(pack.penalties)
+    present = {
+        "loss/val": len(job.val) > 0,
+        "accuracy/val": len(job.val) > 0 and isinstance(spec.loss, CrossEntropy | Binary),
+        "objective/train": penalised,
+        "gradient/clipped": spec.clip is not None,
+        "penalty_gradient/norm": penalised,
+        "penalty_gradient/cosine": penalised,
+    }
+    penalties = [p.name for p in pack.penalties] + (["penalty/step_penalty"] if pack.step_penalty else [])
+    names: list[str] = []
+    for series in SERIES:
+        if includes(spec.diagnostics, series.preset) and present.get(series.name, True):
+            names += penalties if series.name == "penalty/*" else [series.name]
+    return names
+
+
+@torch.no_grad()
+def _warnings(job: Job, pack: Pack) -> list[Warned]:
+    """What only the rows can tell, of the first run, before its first update."""
+    loss = float(evaluate(pack, Part(job.train.x[:1024], job.train.y[:1024]), "train")["loss/train"][0])
+    found: list[Warned] = []
+    for p in pack.penalties:
+        value = float(_value(p, pack)[0])
+        if value > loss > 0:
+            far = f"at step 0 the penalty is {value:.4g} and the loss {loss:.4g}: λ is far too strong, the penalty leads the training"
+            found.append(Warned(f"regularizers.{p.index}.lambda", f"{far}; try λ below {float(p.lam[0]) * loss / value / 10:.2g}", "data"))
+    return found
+
+
+def _value(p: Penalty, pack: Pack) -> Tensor:
+    """λ·R(w) of each run at the pack's weights.  (R,)"""
+    return torch.stack([penalty(p.spec, pack.flat[:, c], p.lam, p.ratio) for c in p.columns]).sum(0)
+
+
+def _coefficients(job: Job, tensors: Any, r: int) -> dict[str, Any] | None:
+    if not isinstance(job.spec.model, LinearModel):
+        return None
+    weight = tensors["head.weight"][r].cpu().double().numpy()
+    bias = tensors["head.bias"][r].cpu().double().numpy() if "head.bias" in tensors else None
+    return preprocess.coefficients(weight, bias, job.scaling, job.rows.facts.feature_names)
+
+
+def _named(job: Job, died: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Where a run died, its layer by name."""
+    return died and {**died, **({"layer": job.shape[died["layer"]].name} if "layer" in died else {})}

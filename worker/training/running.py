@@ -1,0 +1,140 @@
+"""One pack while it trains: everything that changes from step to step, and how it is put away and taken up again."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from regtrain.contract.events import Checkpointed, Points
+from regtrain.contract.runs import Run
+from worker.training.checkpoints import save
+from worker.training.device import environment
+from worker.training.evaluate import evaluate
+from worker.training.feed import Feed
+from worker.training.pack import Pack
+from worker.training.points import Recorder
+from worker.training.prepare import Job
+from worker.training.step import step
+from worker.training.stopping import Best
+
+COMPACT = 256
+"""Steps between two looks at which runs still train. Fixed, so that the arithmetic of a run does not depend on timing."""
+
+
+class Running:
+    """A pack, its best evaluations and its points. Runs that have stopped leave the pack when at most half are left; their state stays here."""
+
+    def __init__(self, job: Job, index: int, runs: list[Run]) -> None:
+        self.job, self.index, self.runs = job, index, runs
+        self.done = 0
+        """Updates done."""
+        self.recorder = Recorder(index, len(runs))
+        self._whole: dict[str, Tensor] = {}
+        self._make(list(range(len(runs))))
+
+    @property
+    def living(self) -> bool:
+        """Whether any run is known to go on."""
+        return self.recorder.living
+
+    def update(self) -> None:
+        """One update of every living run, and at the end of an epoch its evaluation."""
+        x, y = self.feed.batch(self.done)
+        rates, lr = self.feed.rates(self.done)
+        self.recorder.add(self.done, y.shape[-1], rates, step(self.pack, x, y, t=self.done, lr=lr))
+        self.done += 1
+        if self.done % self.job.per_epoch == 0:
+            self.evaluate()
+
+    def evaluate(self) -> None:
+        """Loss and accuracy on the validation rows, where there are any; early stopping acts on them."""
+        if len(self.job.val):
+            with self.spending("evaluate"):
+                metrics, alive = evaluate(self.pack, self.job.val, "val"), self.pack.alive
+                self.recorder.add_after(self.done, metrics, alive)
+                if self.done:
+                    self.best.update(self.pack, self.done, metrics)
+
+    def report(self) -> Iterator[Points]:
+        """The points since the last report, if there are any."""
+        with self.spending("report"):
+            points = self.recorder.report(self.pack, self.places, self.done)
+        if points is not None:
+            yield points
+
+    def compact(self) -> Iterator[Points]:
+        """At fixed steps: when at most half of the pack is alive, go on with those alone."""
+        if self.done % COMPACT or self.pack.size == 1:
+            return
+        alive = np.flatnonzero(self.pack.alive.cpu().numpy())  # one synchronisation in COMPACT steps
+        if 0 < len(alive) <= self.pack.size / 2:
+            yield from self.report()
+            self._take(self._gathered(), [self.places[row] for row in alive])
+
+    def end(self) -> None:
+        """After the last update: all runs in one pack again, with the weights of their best evaluations where they are to be restored."""
+        if len(self.places) < len(self.runs):
+            self._take(self._gathered(), list(range(len(self.runs))))
+        self.recorder.settle(self.pack.alive.cpu().numpy(), self.done)
+        self.best.restore(self.pack)
+
+    def checkpoint(self, *, final: bool) -> Checkpointed:
+        """Writes everything that is needed to go on bit for bit. The points up to here have been reported."""
+        assert self.job.scratch is not None
+        about = {
+            "digest": self.job.digest, "pack": self.index, "step": self.done, "final": final, "places": self.places, "runs": [run.index for run in self.runs],
+            "ended": {str(k): v for k, v in self.recorder.ended.items()}, "died": {str(k): v for k, v in self.recorder.died.items()},
+            "environment": environment(self.job.device),
+        }  # fmt: skip
+        with self.spending("save"):
+            saved = save(self.job.scratch / f"checkpoint-{self.index}-{self.done}.tmp", self._gathered(), about)
+        return Checkpointed(pack=self.index, step=self.done, path=saved.path, sha256=saved.sha256)
+
+    def restore(self, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
+        """Takes up the state of a checkpoint."""
+        self.done = about["step"]
+        self.recorder.ended = {int(k): v for k, v in about["ended"].items()}
+        self.recorder.died = {int(k): v for k, v in about["died"].items()}
+        self._take(tensors, about["places"])
+
+    @contextmanager
+    def spending(self, on: str) -> Iterator[None]:
+        """Adds the time inside to the job's account."""
+        begin = time.perf_counter()
+        yield
+        self.job.seconds[on] += time.perf_counter() - begin
+
+    def _make(self, places: list[int]) -> None:
+        self.places = places
+        """Which of the pack's runs still train: row r of every tensor belongs to runs[places[r]]."""
+        self.pack = Pack([self.runs[place] for place in places], self.job.shape, features=self.job.rows.x.shape[1], device=self.job.device)
+        self.best = Best(self.pack, self.pack.early.metric if self.pack.early else "loss/val", self.pack.early)
+        self.feed = Feed(self.job, self.pack)
+
+    def _take(self, whole: dict[str, Tensor], places: list[int]) -> None:
+        """Goes on with these runs, from the state of all."""
+        self._make(places)
+        rows = torch.tensor(places, device=self.job.device)
+        mine = {name: tensor[rows] for name, tensor in whole.items()}
+        self.pack.flat.copy_(mine["flat"])
+        self.pack.buffers.copy_(mine["buffers"])
+        self.pack.alive = mine["alive"]
+        for name, state in self.pack.directions.state.items():
+            state.copy_(mine[f"optimizer/{name}"])
+        self.best.state = {name: mine[name] for name in self.best.state}
+        self._whole = whole if len(places) < len(self.runs) else {}
+
+    def _gathered(self) -> dict[str, Tensor]:
+        """The state of all runs: of those that still train as it is now, of the others as it was when they left.  (R, …) each"""
+        pack = self.pack
+        mine = {"flat": pack.flat, "buffers": pack.buffers, "alive": pack.alive, **{f"optimizer/{k}": v for k, v in pack.directions.state.items()}, **self.best.state}
+        if not self._whole:
+            return mine
+        rows = torch.tensor(self.places, device=self.job.device)
+        for name, tensor in mine.items():
+            self._whole[name][rows] = tensor
+        return self._whole

@@ -5,6 +5,7 @@ same bounds, so `{"values": [-1]}` for a strength is refused at the path of the 
 """
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Annotated, Any, Generic, TypeVar
 
 import numpy as np
@@ -73,10 +74,21 @@ class Searchable:
     lt: float | None = None
     le: float | None = None
 
+    @property
+    def number(self) -> Any:
+        """The type of one number within the bounds."""
+        return Annotated[float, Field(gt=self.gt, ge=self.ge, lt=self.lt, le=self.le, allow_inf_nan=False)]
+
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        number = Annotated[float, Field(gt=self.gt, ge=self.ge, lt=self.lt, le=self.le, allow_inf_nan=False)]
-        choices = {f"<{key}>": handler.generate_schema(shape[number]) for key, shape in SHAPES.items()}
+        number = self.number
+        choices = {f"<{key}>": handler.generate_schema(shape) for key, shape in _shapes_within(self).items()}
         return core_schema.tagged_union_schema({"<number>": handler.generate_schema(number), **choices}, discriminator=_tag)
+
+
+@cache
+def _shapes_within(bounds: Searchable) -> dict[str, Any]:
+    """The ranges of these bounds. Made once: making a model costs a hundred times what using it does."""
+    return {key: shape[bounds.number] for key, shape in SHAPES.items()}
 
 
 def values_of(number: Number) -> tuple[float, ...]:

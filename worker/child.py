@@ -14,7 +14,6 @@ import sys
 import threading
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 
 from regtrain.contract.events import Event, buffers_behind, decode
@@ -112,6 +111,7 @@ class Child:
             while True:
                 self._inbox.put((self, self._message()))
         except (EOFError, OSError):
+            self._connection.close()
             self._inbox.put((self, Gone()))
 
     def _message(self) -> Said:
@@ -127,11 +127,11 @@ class Child:
     def _keep_stderr(self) -> None:
         """Keeps the tail, and passes everything on to our own standard error, where operators look."""
         assert self._process.stdout is not None
-        descriptor = self._process.stdout.fileno()
-        while part := os.read(descriptor, 8192):
-            self._tail = (self._tail + part)[-STDERR_BYTES:]
-            sys.stderr.write(part.decode(errors="replace"))
-            sys.stderr.flush()
+        with self._process.stdout as stdout:
+            while part := os.read(stdout.fileno(), 8192):
+                self._tail = (self._tail + part)[-STDERR_BYTES:]
+                sys.stderr.write(part.decode(errors="replace"))
+                sys.stderr.flush()
 
 
 def _spawn(descriptor: int, *, device: str, threads: int | None) -> "subprocess.Popen[bytes]":
@@ -139,7 +139,7 @@ def _spawn(descriptor: int, *, device: str, threads: int | None) -> "subprocess.
     command = [sys.executable, "-P", "-X", "faulthandler", "-m", "worker.trainer", "--socket", str(descriptor), "--parent", str(os.getpid()), "--device", device]
     if threads is not None:
         command += ["--threads", str(threads)]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)} if threads is not None else None
+    variables = {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
     return subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
@@ -147,6 +147,5 @@ def _spawn(descriptor: int, *, device: str, threads: int | None) -> "subprocess.
         stderr=subprocess.STDOUT,
         pass_fds=[descriptor],
         process_group=0,
-        env=environment,
-        cwd=Path.cwd(),
+        env={**os.environ, **variables},
     )

@@ -11,6 +11,7 @@ import socket
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from contextlib import ExitStack, closing, suppress
 from enum import Enum, auto
@@ -52,7 +53,12 @@ log: Any = structlog.get_logger()
 def work(settings: Settings) -> int:
     """Works until SIGTERM or SIGINT; returns the exit code."""
     structlog.configure(
-        processors=[structlog.processors.add_log_level, structlog.processors.TimeStamper(fmt="iso", utc=True), structlog.processors.JSONRenderer()],
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.format_exc_info,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.JSONRenderer(),
+        ],
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
     with closing(open_database(settings.database_url, settings.data)) as db, ExitStack() as life:
@@ -117,6 +123,10 @@ class Worker:
         except StaleAttempt as stale:
             log.warning("lost", job=claim.job, attempt=claim.attempt, reason=str(stale))
             self._child.kill()  # at once: not even its own folder is touched any more
+        except Exception:
+            log.exception("what the trainer said could not be stored", job=claim.job, attempt=claim.attempt)
+            self._child.kill()
+            attempt.give_up(traceback.format_exc())
         if not self._child.alive:
             self._child = self._new_child()
         self._busy = time.monotonic()
@@ -289,6 +299,11 @@ class Attempt:
             self._wish, self._deadline = Wish.STALL, now
         if now >= self._deadline:
             self._child.kill()  # its end arrives in the inbox
+
+    def give_up(self, detail: str) -> None:
+        """Counts a fault of our own as a crash, so that a job that brings it about again and again stops harming workers."""
+        with suppress(StaleAttempt):
+            self._crashed(detail)
 
     def _beat(self, now: float) -> None:
         self._last_beat, self._nudged = now, False

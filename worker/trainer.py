@@ -139,9 +139,12 @@ def _listen(connection: Connection, wishes: Wishes) -> None:
 def _serve(order: dict[str, Any], connection: Connection, wishes: Wishes, device: "torch.device") -> None:
     ended = False
     for event in _events(order, wishes, device):
-        crash_point("child.event")
-        for part in encode(event):
-            connection.send_bytes(part)
+        header, *buffers = encode(event)
+        connection.send_bytes(header)
+        if buffers:
+            crash_point("child.torn")
+        for buffer in buffers:
+            connection.send_bytes(buffer)
         crash_point("child.sent")
         ended = isinstance(event, Finished | Failed)
     if not ended:

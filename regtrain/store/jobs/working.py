@@ -274,7 +274,7 @@ def _refresh(connection: Connection, job: Row[Any], columns: dict[str, Any], eve
         columns["metrics"] = best_run(connection, job, columns)
     packs: list[list[int]] | None = columns.get("packs", job.packs)
     for pack in {event.pack for event in events if isinstance(event, Started)} | ({columns["pack"]} - {job.pack} if "pack" in columns else set[int]()):
-        if packs:
+        if packs and pack < len(packs):  # an attempt that finds every pack done begins behind the last
             connection.execute(update(runs).where(runs.c.job == job.id, runs.c.index.in_(packs[pack]), runs.c.state == RunState.QUEUED).values(state=RunState.RUNNING))
 
 

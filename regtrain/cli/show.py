@@ -1,21 +1,23 @@
 """Jobs in a terminal."""
 
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Column, Table
 
-from regtrain.client import Job
 from regtrain.contract.errors import RegtrainError
+
+if TYPE_CHECKING:
+    from regtrain.client import Job
 
 COLOURS = {"succeeded": "green", "failed": "red", "cancelled": "yellow", "running": "cyan"}
 MOST_WARNINGS = 10
 
 
-def watch(console: Console, seen: Iterable[Job]) -> Job:
+def watch(console: Console, seen: "Iterable[Job]") -> "Job":
     """Follows a job with a bar until it ends; returns it as it was seen last.
 
     Raises:
@@ -38,7 +40,7 @@ def watch(console: Console, seen: Iterable[Job]) -> Job:
     return last
 
 
-def job(console: Console, seen: Job) -> None:
+def job(console: Console, seen: "Job") -> None:
     """A job's state and what is known of it, a line each."""
     progress = seen.get("progress") or {}
     rows: dict[str, str] = {
@@ -57,7 +59,7 @@ def job(console: Console, seen: Job) -> None:
         console.print(f"  [yellow]warning[/]  {escape(warning['path'])}: {escape(warning['message'])}")
 
 
-def jobs(console: Console, found: list[Job]) -> None:
+def jobs(console: Console, found: "list[Job]") -> None:
     """One line a job."""
     table = Table(box=None, header_style="bold")
     for name, width in (("id", 30), ("state", 9), ("steps", 7), ("created", 19), ("name", None)):

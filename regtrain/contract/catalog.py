@@ -37,7 +37,7 @@ def catalog() -> dict[str, Any]:
     return {
         "families": {family: [_kind(part) for part in _members(union)] for family, union in FAMILIES.items()},
         "job": [_part(part) for part in (JobSpec, Budget, Selection)],
-        "ranges": [_part(shape[float]) for shape in SHAPES.values()],
+        "ranges": [{**_part(shape[float]), "doc": cleandoc(shape.__doc__)} for shape in SHAPES.values()],
         "series": [
             {"name": s.name, "symbol": s.symbol, "unit": s.unit, "shape": s.shape, "scale": s.scale, "better": s.better, "preset": s.preset, "meaning": s.meaning} for s in SERIES
         ],
@@ -71,7 +71,9 @@ def _words(field: dict[str, Any], definitions: dict[str, Any]) -> str:
     """A field's schema in words, with its bounds."""
     if "$ref" in field:
         target = field["$ref"].rsplit("/", 1)[1]
-        return target.lower() if target.split("_")[0] in ("Values", "Log", "Linear") else target
+        if target.split("_")[0] in ("Values", "Log", "Linear"):
+            return target.lower()
+        return f"`{definitions[target].get('properties', {}).get('kind', {}).get('const', target.lower())}`"
     for key in ("oneOf", "anyOf"):
         if key in field:
             return _alternatives(field[key], definitions)

@@ -151,7 +151,7 @@ class Cnn(Part):
     channels: Annotated[tuple[Width, ...], Field(min_length=1, max_length=64)]
     """Filters of each convolution."""
     kernel: Annotated[int, Field(ge=1, le=31)] = 3
-    """Height and width of the filters, odd."""
+    """Height and width of the filters; with odd ones and stride 1 the image keeps its size."""
     stride: Annotated[int, Field(ge=1, le=8)] = 1
     """Stride of the convolutions."""
     pool: Literal["max", "average", "none"] = "max"

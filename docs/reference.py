@@ -1,0 +1,89 @@
+"""Writes docs/reference.md from the catalogue: `python docs/reference.py`; with `--check` it only says whether the page is fresh."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from regtrain.contract.catalog import catalog
+
+PAGE = Path(__file__).with_name("reference.md")
+TITLES = {
+    "datasets": "Datasets",
+    "models": "Models",
+    "init": "Initial weights (`model.init`)",
+    "normalization": "Normalization (`model.normalization`)",
+    "losses": "Losses",
+    "regularizers": "Regularizers",
+    "optimizers": "Optimizers",
+    "schedules": "Learning-rate schedules (`optimizer.schedule`)",
+    "clip": "Gradient clipping (`clip`)",
+}
+
+
+def page() -> str:
+    """The whole page."""
+    return "\n".join(_lines(catalog())) + "\n"
+
+
+def _lines(found: dict[str, Any]) -> Iterator[str]:
+    yield "# The job spec: reference"
+    yield ""
+    yield "Generated from the catalogue (`make docs`); the same is served at `/v1/catalog`, as JSON Schema at `/v1/schema/job`."
+    yield "A field without a default is required. Where a type ends in *or a range*, a range may stand in place of the number, and each of its values becomes a run."
+    for part in found["job"]:
+        heading = "The job" if part["title"] == "JobSpec" else f"`{part['title'].lower()}`"
+        yield from ["", f"## {heading}", "", part["doc"], "", *_fields(part)]
+    yield from ["", "## Ranges, in place of a number"]
+    for part in found["ranges"]:
+        yield from ["", f"### `{part['title'].lower()}`", "", part["doc"], "", *_fields(part)]
+    for family, kinds in found["families"].items():
+        yield from ["", f"## {TITLES[family]}"]
+        for kind in kinds:
+            yield from ["", f"### `{kind['kind']}`", "", kind["doc"], *(["", *_fields(kind)] if kind["fields"] else [])]
+    yield from ["", "## Series", "", "What a job records at each step. `diagnostics` names the cheapest preset that records it.", ""]
+    yield from _table(
+        ["series", "", "unit", "shape", "diagnostics", "meaning"], [[f"`{s['name']}`", s["symbol"], s["unit"], s["shape"], s["preset"], s["meaning"]] for s in found["series"]]
+    )
+
+
+def _fields(part: dict[str, Any]) -> Iterator[str]:
+    yield from _table(
+        ["field", "type", "default", "meaning"], [[f"`{f['name']}`", f["type"], "required" if f["required"] else _default(f["default"]), f["doc"]] for f in part["fields"]]
+    )
+
+
+def _default(value: Any) -> str:
+    match value:
+        case None:
+            return "none"
+        case {"kind": kind}:
+            return f"`{kind}`"
+        case dict() | list() if not value:
+            return "none"
+        case dict():
+            return "all defaults"
+        case str():
+            return f"`{value}`" if value else "empty"
+        case _:
+            return f"`{str(value).lower() if isinstance(value, bool) else value}`"
+
+
+def _table(head: list[str], rows: list[list[str]]) -> Iterator[str]:
+    for row in (head, ["---"] * len(head), *rows):
+        yield "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in row) + " |"
+
+
+def main(arguments: list[str]) -> int:
+    fresh = page()
+    if arguments == ["--check"]:
+        if not PAGE.exists() or PAGE.read_text(encoding="utf-8") != fresh:
+            print("docs/reference.md is not what the catalogue says: make docs", file=sys.stderr)
+            return 1
+        return 0
+    PAGE.write_text(fresh, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

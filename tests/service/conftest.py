@@ -9,7 +9,7 @@ import structlog
 from serving import Serving, serving
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
+structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
 
 
 @pytest.fixture(scope="module")

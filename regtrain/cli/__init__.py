@@ -41,7 +41,7 @@ def main() -> None:
         sys.exit(REFUSED)
     except (RegtrainError, OSError) as error:
         err.print(f"[red]regtrain:[/] {escape(str(error))}")
-        sys.exit(getattr(error, "status", FAILED) if type(error).__name__ == "NotStarted" else FAILED)
+        sys.exit(getattr(error, "exit_status", FAILED))
 
 
 @app.command()

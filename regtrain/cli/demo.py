@@ -9,8 +9,8 @@ from rich.markup import escape
 from rich.rule import Rule
 
 from regtrain.cli import show
-from regtrain.cli.processes import house
-from regtrain.client import Client, Job
+from regtrain.cli.processes import NotStarted, house
+from regtrain.client import Client, Job, ServiceError, Unreachable
 from regtrain.contract.errors import RegtrainError
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "004_digits_l1.json"
@@ -32,7 +32,7 @@ def run_demo(console: Console, *, file: Path | None, data: Path | None) -> int:
             running = stack.enter_context(house(workers=1, log=folder / LOG, host="127.0.0.1", port=0, data=folder))
             client = stack.enter_context(Client(running.url))
             job = _train(console, client, spec, file or EXAMPLE)
-        except RegtrainError as error:
+        except (NotStarted, Unreachable, ServiceError) as error:
             raise RegtrainError(f"{error}\n{_tail(folder / LOG)}") from error
         if job["state"] != "succeeded":
             show.job(console, job)

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,7 +34,7 @@ class NotStarted(RegtrainError):
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
-        self.status = status
+        self.exit_status = status
 
 
 @dataclass
@@ -56,6 +56,8 @@ class House:
     log: IO[str] | None = None
     url: str = ""
     _children: list[Child] = field(default_factory=list[Child])
+    _pump: threading.Thread | None = None
+    """Passes on what the service prints."""
     _news: SimpleQueue[Child | int] = field(default_factory=SimpleQueue[Child | int])
 
     def open(self, *, workers: int) -> None:
@@ -92,6 +94,8 @@ class House:
                 child.process.terminate()
             for child in group:
                 _ended(child.process)
+        if self._pump is not None:
+            self._pump.join(GRACE_SECONDS)
 
     def _again(self, child: Child, status: int, say: Callable[[str], None]) -> bool:
         """Starts a dead worker again; False if it dies at once every time."""
@@ -130,15 +134,21 @@ class House:
         assert lines is not None
         for line in lines:
             if line.startswith(LISTENING):
-                threading.Thread(target=self._pass_on, args=(lines,), daemon=True).start()
+                self._pump = threading.Thread(target=self._pass_on, args=(lines,), daemon=True)
+                self._pump.start()
                 return line.removeprefix(LISTENING).strip()
-            self._pass_on([line])
+            self._print(line)
+        lines.close()
         status = service.process.wait()
         raise NotStarted(status, f"the service did not start (status {status})")
 
-    def _pass_on(self, lines: Iterable[str]) -> None:
-        for line in lines:
-            print(line, end="", file=self.log or sys.stdout, flush=True)
+    def _pass_on(self, lines: IO[str]) -> None:
+        with lines:
+            for line in lines:
+                self._print(line)
+
+    def _print(self, line: str) -> None:
+        print(line, end="", file=self.log or sys.stdout, flush=True)
 
 
 @contextmanager

@@ -127,8 +127,8 @@ def cover(first: int, end: int, level: int) -> tuple[list[tuple[int, int]], list
 
 
 def level_for(first: int, end: int, points: int) -> int:
-    """The lowest level at which the steps first … end−1 are at most `points` buckets."""
-    level = LOWEST
+    """The lowest level at which the steps first … end−1 are at most `points` buckets; below LOWEST they are summed up from points."""
+    level = 0
     while (end - 1 >> level) - (first >> level) + 1 > points:
         level += 1
     return level

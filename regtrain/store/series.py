@@ -261,7 +261,9 @@ def _cut(connection: Connection, head: Head, cut: int) -> None:
     connection.execute(delete(chunks).where(mine, chunks.c.last_step >= cut))
     if straddling is not None:
         kept = blocks.unpacked(straddling, runs=head.runs, layers=head.layers, dtype=head.dtype).between(0, cut)
-        connection.execute(insert(chunks).values(series=head.id, **blocks.packed(kept)))
+        sizes = _sizes(head)  # no chunk but a full one may span a multiple, since reports take up whole chunks
+        pieces = _pieces(kept, int(kept.steps[0]) // sizes[0] * sizes[0], int(kept.steps[-1]) + 1, sizes)
+        connection.execute(insert(chunks), [{"series": head.id, **blocks.packed(piece)} for piece in pieces])
     last = connection.execute(select(func.max(chunks.c.last_step)).where(mine)).scalar()
     head.last_step = -1 if last is None else int(last)
     if last is not None:
@@ -319,6 +321,8 @@ def _points_between(connection: Connection, head: Head, first: int, end: int, *,
 
 
 def _summary(connection: Connection, head: Head, first: int, end: int, level: int) -> buckets.Summary:
+    if level < buckets.LOWEST:
+        return buckets.summarize(_joined(head, _load(connection, head, first, end)), level)
     loose, whole = buckets.cover(first, end, level)
     parts = [buckets.summarize(block, buckets.LOWEST) for low, past in loose for block in _load(connection, head, low, past)]
     rows = [(bucket << at, row) for at, bucket, row in _rows(connection, head, whole)]

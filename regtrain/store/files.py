@@ -7,6 +7,7 @@
 import os
 import re
 import shutil
+import stat
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
@@ -104,7 +105,11 @@ def open_file(data: Path, stored: str) -> BinaryIO:
             inner = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=descriptor)
             os.close(descriptor)
             descriptor = inner
-        return os.fdopen(os.open(name, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=descriptor), "rb")
+        file = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=descriptor)  # a pipe would wait for its writer
+        if stat.S_ISREG(os.fstat(file).st_mode):
+            return os.fdopen(file, "rb")
+        os.close(file)
+        raise NotFound(f"{stored} is no file")
     except OSError as error:
         raise NotFound(f"the file {stored} cannot be opened: {error.strerror}") from error
     finally:

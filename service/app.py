@@ -3,9 +3,11 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 from asgi_correlation_id import CorrelationIdMiddleware
 from fastapi import Depends, FastAPI
+from fastapi.routing import APIRoute
 from fastapi_offline import FastAPIOffline
 
 import regtrain
@@ -20,6 +22,7 @@ from service.waiting import Glance, Poller
 
 PARSERS = 2
 """Uploads that are read at the same time."""
+ROOMS = (job_routes, runs, curves, gradients, datasets, catalog, workers, health)
 DESCRIPTION = """Regularized training as a service: what a method does to every layer's gradient, measured.
 
 Submit a spec to `/v1/jobs`, wait at `/v1/jobs/{id}?wait=60`, read `/v1/jobs/{id}/curves` and `/gradients` (add `?format=text` in a terminal).
@@ -45,8 +48,10 @@ def create_app(settings: Settings) -> FastAPI:
         separate_input_output_schemas=False,
     )
     app.state.settings, app.state.database = settings, database
-    for room in (job_routes, runs, curves, gradients, datasets, catalog, workers, health):
+    for room in ROOMS:
         app.include_router(room.router)
+    document = app.openapi
+    app.openapi = lambda: complete(document())
     problems.install(app)
     app.add_middleware(Guard, settings=settings)
     app.add_middleware(CorrelationIdMiddleware)
@@ -63,6 +68,19 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     app.state.stop = lambda: loop.call_soon_threadsafe(poller.close)
     yield
     poller.close()
+
+
+def complete(document: dict[str, Any]) -> dict[str, Any]:
+    """The OpenAPI document with its problems defined, and its examples as they were written: FastAPI leaves out every null."""
+    document["components"]["schemas"] |= problems.components()
+    routes = [route for room in ROOMS for route in room.router.routes if isinstance(route, APIRoute)]
+    for route in routes:
+        for method in route.methods or ():
+            for status, answer in route.responses.items():
+                for kind, media in answer.get("content", {}).items():
+                    if "example" in media:
+                        document["paths"][route.path][method.lower()]["responses"][str(status)]["content"][kind]["example"] = media["example"]
+    return document
 
 
 def look(database: Database, ids: list[str]) -> dict[str, Glance]:

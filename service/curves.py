@@ -27,6 +27,7 @@ MOST_NUMBERS = 2_000_000
 """Points × runs × series × layers in one answer."""
 USUAL_NUMBERS = 200_000
 USUAL_POINTS = 1000
+FEWEST_POINTS = 20
 TABLE_ROWS = 8
 COLUMNS = ["series", "run", "layer", "step", "epoch", "value", "min", "max", "count", "nonfinite"]
 
@@ -288,13 +289,11 @@ def _layers(text: str | None, known: list[str]) -> list[str] | None:
 
 def _points(wanted: int | None, *, curves: int) -> int:
     """How many points each curve may have, so that the answer stays readable; an explicit wish is met up to a limit."""
-    if wanted is None:
-        return min(USUAL_POINTS, max(20, USUAL_NUMBERS // curves))
-    if wanted * curves > max(MOST_NUMBERS, wanted):
-        raise SpecRefused(
-            [Problem("points", f"{wanted:,} points of {curves:,} curves are more than {MOST_NUMBERS:,} numbers", "ask for fewer points, or choose series=, runs= and layers=")]
-        )
-    return wanted
+    points = wanted or min(USUAL_POINTS, max(FEWEST_POINTS, USUAL_NUMBERS // curves))
+    if points * curves > max(MOST_NUMBERS, points):
+        path, hint = ("points", "ask for fewer points, or choose series=, runs= and layers=") if wanted else ("runs", "choose some runs, such as runs=0-7, and series=")
+        raise SpecRefused([Problem(path, f"{points:,} points of {curves:,} curves are more than {MOST_NUMBERS:,} numbers", hint)])
+    return points
 
 
 def _there(array: Any) -> Any:

@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -30,7 +31,8 @@ from service.requests import DatasetId, Store, body_within, settings
 
 router = APIRouter(prefix="/v1/datasets", tags=["datasets"])
 INCOMING = "incoming"
-"""Folder, in the data folder, of uploads that are not yet datasets. Emptied at every start."""
+"""Folder, in the data folder, of uploads that are not yet datasets."""
+ABANDONED_SECONDS = 3600
 SLOWER = 10
 """How many times longer than a JSON body an upload may take to arrive."""
 FORMATS: dict[str, Literal["csv", "npz"]] = {
@@ -148,9 +150,12 @@ def shown(dataset: Dataset) -> dict[str, Any]:
 
 
 def clear_incoming(data: Path) -> None:
-    """Removes what a server that was killed has left of unfinished uploads."""
-    shutil.rmtree(data / INCOMING, ignore_errors=True)
-    (data / INCOMING).mkdir(parents=True)
+    """Removes what a server that was killed has left of unfinished uploads. Younger ones may be those of another server on the same folder."""
+    folder = data / INCOMING
+    folder.mkdir(parents=True, exist_ok=True)
+    for left in folder.iterdir():
+        if time.time() - left.stat().st_mtime > ABANDONED_SECONDS:
+            shutil.rmtree(left, ignore_errors=True)
 
 
 @contextmanager

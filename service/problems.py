@@ -78,8 +78,16 @@ def unexpected() -> Response:
 
 
 def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """How these errors look, for the OpenAPI document."""
-    return {status: {"model": ProblemAnswer, "description": HTTPStatus(status).phrase, "content": {MEDIA_TYPE: {}}} for status in statuses}
+    """How these errors look, for the OpenAPI document; `components` defines what they refer to."""
+    return {
+        status: {"description": HTTPStatus(status).phrase, "content": {MEDIA_TYPE: {"schema": {"$ref": f"#/components/schemas/{ProblemAnswer.__name__}"}}}} for status in statuses
+    }
+
+
+def components() -> dict[str, Any]:
+    """The schemas of a problem, by name."""
+    own = ProblemAnswer.model_json_schema(ref_template="#/components/schemas/{model}")
+    return {**own.pop("$defs"), ProblemAnswer.__name__: own}
 
 
 async def _refused(_: Request, error: SpecRefused) -> Response:

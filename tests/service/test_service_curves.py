@@ -188,3 +188,12 @@ def test_layers_and_shapes_are_checked_for_gradients_too(service: Serving, train
     assert "did you mean 'head'" in body["errors"][0]["hint"]
     assert_problem(service.http.get(f"/v1/jobs/{trained}/gradients?series=loss/train"), 422, path="series")
     assert_problem(service.http.get("/v1/jobs/job_nobody/gradients"), 404)
+
+
+def test_more_curves_than_an_answer_may_have_are_refused_with_a_way_out(service: Serving) -> None:
+    job = service.submit(regularizers=[{"kind": "l2", "lambda": {"linear": [0.1, 1], "points": 4096}}])
+    layers = [f"layers.{i}" for i in range(30)]
+    service.train(job, {"gradient/norm": np.ones((1, 4096, 30), np.float32)}, layers=layers)
+    body = assert_problem(service.http.get(f"/v1/jobs/{job}/gradients"), 422, path="runs")
+    assert "runs=0-7" in body["errors"][0]["hint"]
+    assert len(strict(service.http.get(f"/v1/jobs/{job}/gradients?runs=0-7"))["series"]) == 8

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
-from serving import LINEAR, Serving, assert_problem
+from serving import LINEAR, Serving, assert_problem, serving
 
 from regtrain.store import datasets, jobs
 
@@ -139,6 +140,17 @@ def test_datasets_are_listed_in_pages(service: Serving) -> None:
 def test_nothing_stays_behind_in_the_folder_of_unfinished_uploads(service: Serving) -> None:
     upload(service, b"a,y\n1,2\n")
     assert list((service.data / "incoming").iterdir()) == []
+
+
+def test_what_a_killed_server_left_of_an_upload_is_removed_at_the_next_start(tmp_path: Path) -> None:
+    old, young = tmp_path / "incoming" / "old", tmp_path / "incoming" / "young"
+    for folder in (old, young):
+        folder.mkdir(parents=True)
+        (folder / "upload").write_bytes(b"1,2\n")
+    os.utime(old, (0, 0))
+    with serving(tmp_path):
+        assert not old.exists()
+        assert young.exists()
 
 
 def test_a_cell_that_looks_like_a_formula_is_never_sent_as_one(service: Serving) -> None:

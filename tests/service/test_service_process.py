@@ -4,12 +4,13 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from threading import Event, Thread
+from threading import Thread
 from typing import Any
 
 import httpx
@@ -63,26 +64,16 @@ def test_a_server_serves_logs_and_stops_cleanly(tmp_path: Path) -> None:
 
 
 def test_who_waits_is_answered_when_the_server_stops(tmp_path: Path) -> None:
-    with process(tmp_path / "data") as (child, url):
-        job = httpx.post(f"{url}/v1/jobs", json=LINEAR).json()["id"]
-        with waiter(url, job) as waiting:
-            child.send_signal(signal.SIGTERM)
-            child.communicate(timeout=15)
-        assert child.returncode == 0
-        assert waiting[0].json()["state"] == "queued"
-
-
-@contextmanager
-def waiter(url: str, job: str) -> Iterator[list[httpx.Response]]:
-    """A long poll that is under way."""
-    answers: list[httpx.Response] = []
-    waiting = Thread(target=lambda: answers.append(httpx.get(f"{url}/v1/jobs/{job}?wait=40", timeout=60)))
-    connections = psutil.Process()
-    waiting.start()
-    eventually(lambda: any(c.status == "ESTABLISHED" and c.raddr and c.raddr.port == int(url.rsplit(":", 1)[1]) for c in connections.net_connections()), "no connection")
-    httpx.get(f"{url}/healthz")
-    yield answers
-    waiting.join(15)
+    with serving(tmp_path) as service:
+        job = service.submit()
+        answers: list[httpx.Response] = []
+        waiting = Thread(target=lambda: answers.append(httpx.get(f"{service.url}/v1/jobs/{job}?wait=40", timeout=60)))
+        waiting.start()
+        eventually(lambda: service.app.state.poller.waiting, "nobody waits")
+        service.app.state.stop()
+        waiting.join(10)
+        assert answers[0].json()["state"] == "queued"
+        assert service.http.get(f"/v1/jobs/{job}?wait=40").json()["state"] == "queued"
 
 
 def test_other_machines_are_let_in_only_on_purpose(tmp_path: Path) -> None:
@@ -179,15 +170,12 @@ def test_the_documentation_needs_no_network(service: Serving) -> None:
 
 
 def test_a_slow_sender_is_cut_off(tmp_path: Path) -> None:
-    with serving(tmp_path, body_seconds=0.2) as service:
-        enough = Event()
-
-        def pieces() -> Iterator[bytes]:
-            yield b"{"
-            enough.wait(1.5)
-            yield b"}"
-
-        assert_problem(service.http.post("/v1/jobs", content=pieces(), headers={"Content-Type": "application/json"}), 408, path="")
+    with serving(tmp_path, body_seconds=0.2) as service, socket.create_connection(("127.0.0.1", int(service.url.rsplit(":", 1)[1])), timeout=20) as sender:
+        sender.sendall(b'POST /v1/jobs HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n\r\n{"seed"')
+        head, _, body = sender.recv(65_536).partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 408 ")
+        assert b"content-type: application/problem+json" in head
+        assert json.loads(body or sender.recv(65_536))["status"] == 408
 
 
 def test_readiness_says_what_is_in_the_way(service: Serving, monkeypatch: pytest.MonkeyPatch) -> None:

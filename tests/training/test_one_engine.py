@@ -20,6 +20,7 @@ from regtrain.contract.job import parse
 from regtrain.contract.ranges import Searchable
 from regtrain.contract.states import RunState, StopReason
 from worker.training import points as reporting
+from worker.training import running
 from worker.training.train import train
 
 BLOBS = {"kind": "blobs", "rows": 120, "features": 4, "std": 5.0}
@@ -553,3 +554,51 @@ def test_deep_sigmoid_signals_do_not_underflow():
     assert double.curve("signal/backward")[0, 0] < 1e-27
     for name in ("signal/backward", "gradient/norm", "signal/forward"):
         assert single.curve(name)[0] == pytest.approx(double.curve(name)[0], rel=1e-3)
+
+
+# ---------------------------------------------------------------- runs that leave their pack
+
+STOPPING = spec(
+    {**BLOBS, "validation": 0.25, "standardize": True}, BATCH_NORM, "cross_entropy", sgd({"values": [0.02, 1e30, 0.3, 1.0]}, 0.9),
+    {"kind": "early_stopping", "patience": 2}, {"kind": "dropout", "rate": 0.2}, batch_size=23, epochs=12, selection={"seeds": 2}, diagnostics="full",
+)  # fmt: skip
+"""Four updates an epoch: runs stop early at the ends of different epochs, and two diverge."""
+
+
+@pytest.mark.parametrize("every", [1, 3, 4, 8])
+def test_leaving_a_pack_changes_nothing(every, monkeypatch):
+    """Also where a run stops at the very step at which the pack is made smaller (4 and 8)."""
+    stayed = run(STOPPING)
+    monkeypatch.setattr(running, "COMPACT", every)
+    left = run(STOPPING)
+    stops = [stayed.runs[r].steps for r in range(8)]
+    assert len(set(stops)) > 3
+    assert [left.runs[r].steps for r in range(8)] == stops
+    for r in range(8):
+        assert left.runs[r].stop_reason == stayed.runs[r].stop_reason
+        assert left.runs[r].first_nonfinite == stayed.runs[r].first_nonfinite
+        assert left.runs[r].best == pytest.approx(stayed.runs[r].best, rel=1e-11)
+        assert distance(left.flat(r), stayed.flat(r)) < 1e-11
+        for name in stayed.curves:
+            assert np.array_equal(left.curves[name][r][0], stayed.curves[name][r][0]), name
+            assert left.curve(name, r) == pytest.approx(stayed.curve(name, r), rel=1e-9, abs=1e-13, nan_ok=True), name
+
+
+def test_a_job_ends_when_its_last_run_has_stopped(monkeypatch):
+    monkeypatch.setattr(running, "COMPACT", 4)
+    monkeypatch.setattr(reporting, "MOST_STEPS", 1)
+    found = run({**STOPPING, "budget": {"epochs": 400, "batch_size": 23}, "diagnostics": "off"})
+    assert max(found.runs[r].steps for r in range(8)) < 1600
+    last = max(int(x[-1]) for name in found.curves for x, _ in found.curves[name].values())
+    assert last < 1600
+
+
+@pytest.mark.usefixtures("every_step")
+@pytest.mark.parametrize("every", [3, 4])
+def test_runs_that_have_left_are_in_every_checkpoint(every, tmp_path, monkeypatch):
+    monkeypatch.setattr(running, "COMPACT", every)
+    whole = events(STOPPING, scratch=tmp_path)
+    for after in (2, 5, 8, 9, 12, 13, 17):
+        before = until_checkpoint(STOPPING, tmp_path, after)
+        assert isinstance(before[-1], Checkpointed)
+        same_events(whole, before[:-1] + events(STOPPING, scratch=tmp_path, resume={0: Path(before[-1].path)})[1:])

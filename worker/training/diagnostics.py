@@ -102,7 +102,7 @@ def finish(pack: Pack, values: dict[str, NDArray[Any]], rows: NDArray[np.int64])
     outputs = np.array([math.prod(layer.signal) for layer in pack.shape])
     for name in ("signal/forward", "signal/backward"):
         values[name] = values[name] / np.sqrt(rows[:, None, None] * outputs)
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         values["update/ratio"] = np.where(values["update/ratio"] == 0, 0.0, values["update/ratio"] / values["weight/norm"])
         if "penalty_gradient/cosine" in values:
             lengths = norms * values["penalty_gradient/norm"]

@@ -70,10 +70,10 @@ class Recorder:
         self._steps, self._rows, self._rates, self._measured, self._after = [], [], [], {}, []
         return points
 
-    def settle(self, alive: NDArray[np.bool_], done: int) -> None:
-        """At the end of a pack: a run that early stopping ended with the very last update shows it in no later step.  alive: (R,)"""
-        for place in np.flatnonzero(~alive):
-            self.ended.setdefault(int(place), done)
+    def settle(self, alive: NDArray[np.bool_], places: list[int], done: int) -> None:
+        """After a report, before runs leave and at the end: a run that early stopping ended with the very last update has shown it in no step yet.  alive: (r,)"""
+        for row in np.flatnonzero(~alive):
+            self.ended.setdefault(places[row], done)
 
     def _dense(self, points: Points, pack: Pack, places: list[int]) -> None:
         steps = np.array(self._steps, np.int64)
@@ -83,7 +83,8 @@ class Recorder:
         finish(pack, values, np.array(self._rows))
         dtype = np.float64 if pack.dtype == torch.float64 else np.float32
         for name, value in values.items():
-            points.values[name] = self._spread(value.astype(dtype, copy=False), places, axis=1)
+            with np.errstate(over="ignore"):  # a norm beyond float32 is infinite there
+                points.values[name] = self._spread(value.astype(dtype, copy=False), places, axis=1)
             points.steps[name], points.counts[name] = steps, self._spread(alive.sum(0, dtype=np.int64), places, axis=0)
         self._notice_ends(steps, alive, active, places, points.values, stop=pack.spec.on_nonfinite == "stop")
 

@@ -101,6 +101,7 @@ def _series(job: Job, pack: Pack) -> list[str]:
         "accuracy/val": len(job.val) > 0 and isinstance(spec.loss, CrossEntropy | Binary),
         "objective/train": penalised,
         "gradient/clipped": spec.clip is not None,
+        "identity/batch_norm": spec.budget.accumulate == 1,
         "penalty_gradient/norm": penalised,
         "penalty_gradient/cosine": penalised,
     }

@@ -70,16 +70,17 @@ class Running:
         """At fixed steps: when at most half of the pack is alive, go on with those alone."""
         if self.done % COMPACT or self.pack.size == 1:
             return
-        alive = np.flatnonzero(self.pack.alive.cpu().numpy())  # one synchronisation in COMPACT steps
-        if 0 < len(alive) <= self.pack.size / 2:
+        alive = self.pack.alive.cpu().numpy()  # one synchronisation in COMPACT steps
+        if 0 < alive.sum() <= self.pack.size / 2:
             yield from self.report()
-            self._take(self._gathered(), [self.places[row] for row in alive])
+            self.recorder.settle(alive, self.places, self.done)
+            self._take(self._gathered(), [self.places[row] for row in np.flatnonzero(alive)])
 
     def end(self) -> None:
         """After the last update: all runs in one pack again, with the weights of their best evaluations where they are to be restored."""
         if len(self.places) < len(self.runs):
             self._take(self._gathered(), list(range(len(self.runs))))
-        self.recorder.settle(self.pack.alive.cpu().numpy(), self.done)
+        self.recorder.settle(self.pack.alive.cpu().numpy(), self.places, self.done)
         self.best.restore(self.pack)
 
     def checkpoint(self, *, final: bool) -> Checkpointed:

@@ -5,18 +5,18 @@ that reads first and writes later fails at once with SQLITE_BUSY_SNAPSHOT, whate
 same verbs through psycopg.
 """
 
+import fcntl
 import importlib
 import os
 import re
 import threading
 from collections.abc import Generator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Connection, Engine, create_engine, event, make_url
-from sqlalchemy.pool import NullPool
 
 from regtrain.contract.errors import RegtrainError
 from regtrain.store.tables import dumps
@@ -186,16 +186,22 @@ def _refuse_network(folder: Path) -> None:
         raise StoreError(f"{folder} lies on a network file system ({kind}), on which SQLite's locks do not hold: use a local folder, or PostgreSQL")
 
 
+@contextmanager
+def alone(path: Path | str) -> Generator[None]:
+    """Among all processes that set up or migrate this file, the only one."""
+    with Path(f"{path}.migrating").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def _write_ahead(path: Path) -> None:
     """WAL mode stays with the file; the answer says whether it could be had."""
-    engine = sqlite_engine(path, begin="BEGIN", setup=("PRAGMA auto_vacuum=INCREMENTAL",), poolclass=NullPool)
-    raw: Any = engine.raw_connection()
     try:
-        mode = raw.driver_connection.execute("PRAGMA journal_mode=WAL").fetchone()[0]
-    except sqlite.DatabaseError as error:
+        with alone(path), closing(sqlite.connect(path, timeout=30)) as connection:
+            connection.execute("PRAGMA auto_vacuum=INCREMENTAL")
+            mode = connection.execute("PRAGMA journal_mode=WAL").fetchone()[0]
+    except (sqlite.DatabaseError, OSError) as error:
         raise StoreError(f"{path} cannot be opened: {error}") from error
-    finally:
-        raw.close()
     if mode != "wal":
         raise StoreError(f"{path} cannot be put into WAL mode, it stays in {mode!r}: use a local folder")
 

@@ -1,6 +1,5 @@
 """Brings the tables of a database up to date when it is opened. The steps are alembic's, in `versions/`."""
 
-import fcntl
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,7 +8,7 @@ from sqlalchemy import Connection, inspect, text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.pool import NullPool
 
-from regtrain.store.database import Database, StoreError, sqlite_engine
+from regtrain.store.database import Database, StoreError, alone, sqlite_engine
 
 HEAD = "0001"
 """The newest step, so that opening a database that is up to date does not load alembic."""
@@ -51,12 +50,10 @@ def _alone(database: Database) -> Generator[Connection]:
     file = database.writer.url.database
     # alembic rebuilds a table to change it, and dropping the old one deletes its children unless foreign keys are off before BEGIN.
     engine = sqlite_engine(f"{file}", begin="BEGIN IMMEDIATE", setup=("PRAGMA foreign_keys=OFF", "PRAGMA synchronous=FULL"), poolclass=NullPool)
-    with Path(f"{file}.migrating").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        with engine.begin() as connection:
-            yield connection
-            if broken := connection.exec_driver_sql("PRAGMA foreign_key_check").fetchall():
-                raise StoreError(f"the migration would leave {len(broken)} rows whose parent is gone, first in table {broken[0][0]!r}: nothing was changed")
+    with alone(f"{file}"), engine.begin() as connection:
+        yield connection
+        if broken := connection.exec_driver_sql("PRAGMA foreign_key_check").fetchall():
+            raise StoreError(f"the migration would leave {len(broken)} rows whose parent is gone, first in table {broken[0][0]!r}: nothing was changed")
 
 
 def _upgrade(connection: Connection) -> None:

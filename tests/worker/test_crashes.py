@@ -25,10 +25,12 @@ SPEC: dict[str, Any] = {
     "loss": {"kind": "cross_entropy"},
     "regularizers": [{"kind": "dropout", "rate": 0.1}, {"kind": "l1", "lambda": {"values": [0.0001, 0.001]}}],
     "optimizer": {"kind": "adam", "lr": 0.003},
-    "budget": {"epochs": 50, "batch_size": 16},
+    "budget": {"epochs": 5, "batch_size": 16},
     "seed": 3,
 }
-"""Some tenths of a second: a checkpoint or two before the last."""
+"""Some hundredths of a second, and one checkpoint."""
+LONGER: dict[str, Any] = {**SPEC, "budget": {"epochs": 300, "batch_size": 16}}
+"""A second: checkpoints before the last."""
 MOST_HITS = 60
 
 
@@ -72,18 +74,21 @@ def trainers() -> Iterator["queue.Queue[Trainer]"]:
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(house: House, trainers: "queue.Queue[Trainer]") -> dict[str, Any]:
-    job = house.submit(SPEC)
+def uninterrupted(house: House, trainers: "queue.Queue[Trainer]") -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {}
     trainer = trainers.get()
-    assert trainer.attempt(house, job) == "succeeded"
+    for name, spec in (("short", SPEC), ("longer", LONGER)):
+        job = house.submit(spec)
+        assert trainer.attempt(house, job) == "succeeded"
+        found[name] = outcome(house, job)
     trainers.put(trainer)
-    return outcome(house, job)
+    return found
 
 
-def test_the_loop_dies_anywhere(tmp_path: Path, trainers: "queue.Queue[Trainer]", uninterrupted: dict[str, Any]) -> None:
-    def die_at(place: str, n: int) -> str | None:
-        with closing(House(tmp_path / f"{place}-{n}")) as house:
-            job, marker = house.submit(SPEC), house.data / "died"
+def test_the_loop_dies_anywhere(tmp_path: Path, trainers: "queue.Queue[Trainer]", uninterrupted: dict[str, dict[str, Any]]) -> None:
+    def die_at(place: str, n: int, *, longer: bool = False) -> str | None:
+        with closing(House(tmp_path / f"{place}-{n}-{longer}")) as house:
+            job, marker = house.submit(LONGER if longer else SPEC), house.data / "died"
             code = house.start("--idle-exit", "0", "--checkpoint-seconds", "0", REGTRAIN_CRASH=f"{place}:{n}:{marker}").wait(100)
             place = marker.read_text() if marker.exists() else None
             assert code == (0 if place is None else -9)
@@ -95,13 +100,15 @@ def test_the_loop_dies_anywhere(tmp_path: Path, trainers: "queue.Queue[Trainer]"
                 assert trainer.attempt(house, job) == "succeeded"
                 trainers.put(trainer)
             complete(house, job)
-            same(outcome(house, job), uninterrupted)
+            same(outcome(house, job), uninterrupted["longer" if longer else "short"])
             return place
 
     _sweep(die_at, "loop.")
+    for place in ("loop.points", "loop.renamed", "loop.checkpointed"):
+        assert die_at(place, 2, longer=True) == place
 
 
-def test_the_child_dies_anywhere(tmp_path: Path, trainers: "queue.Queue[Trainer]", uninterrupted: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_child_dies_anywhere(tmp_path: Path, trainers: "queue.Queue[Trainer]", uninterrupted: dict[str, dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
     spawning = threading.Lock()
 
     def die_at(place: str, n: int) -> str | None:
@@ -119,7 +126,7 @@ def test_the_child_dies_anywhere(tmp_path: Path, trainers: "queue.Queue[Trainer]
                 assert trainer.attempt(house, job) == "succeeded"
                 trainers.put(trainer)
             complete(house, job)
-            same(outcome(house, job), uninterrupted)
+            same(outcome(house, job), uninterrupted["short"])
             return place
 
     _sweep(die_at, "child.")

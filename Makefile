@@ -39,8 +39,9 @@ check: setup ## formatting, lint, types, import rules, generated docs
 docs: setup ## write docs/reference.md from the catalogue
 	$(BIN)/python docs/reference.py
 
-bench: setup ## all benchmarks that need no GPU; each appends to benchmarks/results/
-	@for script in $(filter-out benchmarks/gpu.py,$(wildcard benchmarks/[a-z]*.py)); do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+bench: setup ## all benchmarks that need no GPU; each writes to benchmarks/results/
+	@for name in one_job runs diagnostics series submit; do \
+		echo "== $$name"; OMP_NUM_THREADS=1 PYTHONPATH=. $(BIN)/python benchmarks/$$name.py || exit 1; done
 
 bench-gpu: ## the checks that need a GPU (torch, numpy and pydantic are enough); says so where there is none
 	@PYTHONPATH=. $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) benchmarks/gpu.py

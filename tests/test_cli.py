@@ -17,6 +17,8 @@ from regtrain.client import Unreachable
 from regtrain.contract.errors import Conflict, NotFound, SpecRefused
 
 SMALL = EXAMPLES / "001_l2_grid.json"
+STEPS = json.loads(SMALL.read_bytes())["budget"]["epochs"]
+"""Of this full-batch job."""
 LONG: dict[str, Any] = {
     "name": "takes a while",
     "dataset": {"kind": "digits", "validation": 0.2},
@@ -59,7 +61,7 @@ def test_submit_reads_standard_input_and_watches(running: Up) -> None:
     done = regtrain("submit", "-", "--watch", "--url", running.url, stdin=SMALL.read_text(encoding="utf-8"))
     assert done.returncode == 0, done.stderr
     assert "succeeded" in done.stdout
-    assert "5000/5000" in done.stdout
+    assert f"{STEPS}/{STEPS}" in done.stdout
 
 
 def test_a_refused_spec_names_paths_and_hints_and_exits_with_2(running: Up) -> None:
@@ -76,7 +78,7 @@ def test_watch_show_and_list(running: Up, finished: str) -> None:
     assert watched.returncode == 0
     shown = regtrain("show", finished, "--url", running.url).stdout
     assert "article 001" in shown
-    assert "5000 of 5000, 5 run(s)" in shown
+    assert f"{STEPS} of {STEPS}, 5 run(s)" in shown
     whole = json.loads(regtrain("show", finished, "--json", "--url", running.url).stdout)
     assert whole["id"] == finished
     assert whole["origin"]["regularizers.0.lambda"] == "searched"

@@ -30,7 +30,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_commands_that_are_shown_exist(page: Path) -> None:
-    shown = set(re.findall(r"^\$? ?(?:\.venv/bin/)?regtrain ([a-z]+)", TEXT[page], re.MULTILINE))
+    shown = set(re.findall(r"(?:^\$ |\.venv/bin/|`)regtrain ([a-z]+)", TEXT[page], re.MULTILINE))
     made = set(re.findall(r"(?:^\$? ?|`)make ([a-z-]+)", TEXT[page], re.MULTILINE))
     files = {name for name in re.findall(r"\bexamples/[\w.]+\.json", TEXT[page]) if not (ROOT / name).exists()}
     assert shown <= COMMANDS

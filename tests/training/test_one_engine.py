@@ -545,17 +545,6 @@ def test_the_signal_sees_what_weight_gradients_hide():
     assert 0.3 < np.exp(np.log(norms[:, 0] / norms[:, -2]).mean()) < 3
 
 
-def test_deep_sigmoid_signals_do_not_underflow():
-    """float32: signals near 1e-28, whose squares are 0 there. In float64 the same net gives the same numbers."""
-    draw = np.random.default_rng(7)
-    rows = inline(draw.standard_normal((16, 8)), np.arange(16) % 2)
-    model = {"kind": "mlp", "hidden": [32] * 30, "activation": "sigmoid", "init": {"kind": "normal", "std": 0.05}}
-    single, double = (run(spec(rows, model, "cross_entropy", sgd(FROZEN), dtype=dtype)) for dtype in ("float32", "float64"))
-    assert double.curve("signal/backward")[0, 0] < 1e-27
-    for name in ("signal/backward", "gradient/norm", "signal/forward"):
-        assert single.curve(name)[0] == pytest.approx(double.curve(name)[0], rel=1e-3)
-
-
 # ---------------------------------------------------------------- runs that leave their pack
 
 STOPPING = spec(

@@ -52,7 +52,7 @@ EXAMPLE_CSV = "rooms,area,price\n3,70,210\n4,95,310\n2,41,120\n5,120,400\n"
 class DatasetAnswer(BaseModel):
     id: str
     name: str
-    sha256: str = Field(description="Of the canonical file: equal for equal rows.")
+    sha256: str = Field(description="Of the canonical file: equal for equal rows and names.")
     bytes: int
     facts: dict[str, Any] = Field(description="Rows, features, kind of the target, classes, names.")
     preview: dict[str, Any] | None = Field(description="The first rows, and the range of each column.")

@@ -69,7 +69,8 @@ def parse(source: Path, place: Path, *, kind: str, target: str | None, limits: L
         SpecRefused: the file cannot be taken, with the line or row and column of what is wrong.
     """
     table = read_csv(source, target=target, limits=limits) if kind == "csv" else read_npz(source, limits=limits)
-    save_file({"x": np.ascontiguousarray(table.x), "y": np.ascontiguousarray(table.y)}, place)
+    about = {"feature_names": table.names, "class_names": table.labels, "image": table.image}
+    save_file({"x": np.ascontiguousarray(table.x), "y": np.ascontiguousarray(table.y)}, place, metadata={"about": json.dumps(about)})
     with open(place, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         os.fsync(file.fileno())

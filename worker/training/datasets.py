@@ -1,6 +1,7 @@
 """From the words of a dataset to its rows, and which of them are train, val and test."""
 
 import gzip
+import json
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from typing import Any, assert_never
 import numpy as np
 from numpy.typing import NDArray
 
-from regtrain.contract.datasets import Blobs, BreastCancer, Circles, Dataset, Diabetes, Digits, Inline, Iris, LinearRows, Mnist, Upload, Wine, counts, facts_of
+from regtrain.contract.datasets import Blobs, BreastCancer, Circles, Dataset, Diabetes, Digits, Inline, Iris, LinearRows, Mnist, Upload, Wine, counts, facts_of, target_facts
 from regtrain.contract.datasets import Facts as Facts
 from regtrain.contract.errors import DataError
 from worker.training.draws import seed_at
@@ -168,10 +169,12 @@ def _circles(dataset: Circles) -> tuple[Array, Array]:
 def _uploaded(dataset: Upload, file: Path | None, classify: bool) -> Rows:
     if file is None or not file.is_file():
         raise DataError(f"the rows of dataset {dataset.id} are not there: upload it again")
-    from safetensors.numpy import load_file  # only uploads need it
+    from safetensors import safe_open  # only uploads need it
 
-    tensors = load_file(file)
-    x, y = tensors["x"].astype(float), tensors["y"].astype(float)
-    target = "either" if classify else "real"
-    facts = Facts(rows=len(y), features=x.shape[1], target=target, classes=len(np.unique(y)) if classify else None)
+    with safe_open(file, framework="numpy") as stored:
+        x, y = (stored.get_tensor(name).astype(float) for name in ("x", "y"))
+        about: dict[str, Any] = json.loads((stored.metadata() or {}).get("about", "{}"))
+    known = target_facts(tuple(np.unique(y).tolist())) if classify else {"target": "real"}
+    words = {name: tuple(value) for name, value in about.items() if value and (classify or name != "class_names")}
+    facts = Facts.model_validate({"rows": len(y), "features": x.shape[1], **known, **words})
     return Rows(x, np.unique(y, return_inverse=True)[1].astype(float) if classify else y, facts)

@@ -10,7 +10,7 @@ from typing import Any
 
 import psutil
 import pytest
-from houses import EXAMPLES, Up, regtrain, up, wait_for
+from user_side import EXAMPLES, Up, regtrain, up, wait_for
 
 from regtrain import Client
 from regtrain.client import Unreachable

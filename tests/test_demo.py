@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
-from houses import regtrain
+from user_side import regtrain
 
 
 @pytest.fixture(scope="module")

@@ -50,7 +50,7 @@ def _spec(file: Path) -> bytes:
 
 def _train(console: Console, client: Client, spec: bytes, file: Path) -> Job:
     submitted = client.submit(spec)
-    console.print(f"Submitted [bold]{file.name}[/] to {client.url}: [dim]{escape(submitted['name'])}[/]\nJob [bold]{submitted['id']}[/]")
+    console.print(f"Submitted [bold]{file.name}[/] to {client.url}: [dim]{escape(submitted['name'])}[/]\nJob [bold]{submitted['id']}[/]", soft_wrap=True)
     return show.watch(console, client.watch(submitted["id"], every=0.1))
 
 
@@ -65,7 +65,7 @@ def _tell(console: Console, client: Client, job: Job) -> None:
         path, names = f"/v1/jobs/{job['id']}/{resource}", ",".join(series)
         console.print()
         console.print(Rule(title, align="left"))
-        console.print(f"[dim]curl '{client.url}{path}?series={names}&format=text'[/]\n")
+        console.print(f"[dim]curl '{client.url}{path}?series={names}&format=text'[/]\n", soft_wrap=True)
         print(client.text(path, series=names), end="", flush=True)
 
 
@@ -83,7 +83,8 @@ def _goodbye(console: Console, job: Job, *, kept: Path | None) -> None:
         f"  .venv/bin/regtrain up{f' --data {kept}' if kept else ''}\n"
         "  curl --json @examples/004_digits_l1.json http://127.0.0.1:8321/v1/jobs\n"
         f"  curl 'http://127.0.0.1:8321/v1/jobs/{job['id'] if kept else 'ID'}/curves?series=loss/train&format=text'\n"
-        f"  curl 'http://127.0.0.1:8321/v1/jobs/{job['id'] if kept else 'ID'}/gradients?series=gradient/norm'"
+        f"  curl 'http://127.0.0.1:8321/v1/jobs/{job['id'] if kept else 'ID'}/gradients?series=gradient/norm'",
+        soft_wrap=True,
     )
 
 

@@ -54,9 +54,9 @@ def job(console: Console, seen: "Job") -> None:
     for name, value in rows.items():
         if value:
             colour = COLOURS.get(seen["state"], "default") if name == "state" else "default"
-            console.print(f"{name:>9}  [{colour}]{escape(value)}[/]")
+            console.print(f"{name:>9}  [{colour}]{escape(value)}[/]", soft_wrap=True)
     for warning in seen.get("warnings", [])[:MOST_WARNINGS]:
-        console.print(f"  [yellow]warning[/]  {escape(warning['path'])}: {escape(warning['message'])}")
+        console.print(f"  [yellow]warning[/]  {escape(warning['path'])}: {escape(warning['message'])}", soft_wrap=True)
 
 
 def jobs(console: Console, found: "list[Job]") -> None:

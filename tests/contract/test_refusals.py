@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 import pytest
-from specs import INLINE, LINEAR, REMOVED, accept, changed, refused, spec_of
+from contract_specs import INLINE, LINEAR, REMOVED, accept, changed, refused, spec_of
 
 from regtrain.contract.given import MOST_DEPTH
 from regtrain.contract.refusals import MOST_PROBLEMS

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from specs import changed, spec_of
+from contract_specs import changed, spec_of
 
 from regtrain.contract.datasets import Counts, counts, facts_of
 from regtrain.contract.errors import SpecRefused

@@ -9,7 +9,7 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 from jsonschema import Draft202012Validator
-from specs import GOOD, changed
+from contract_specs import GOOD, changed
 
 from regtrain.contract.catalog import FAMILIES, catalog, schema
 from regtrain.contract.diagnostics import ORDER, includes

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from contract_specs import changed, spec_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from contract_specs import changed, spec_of
 
 from regtrain.contract.datasets import Counts, counts, facts_of
 from regtrain.contract.errors import SpecRefused

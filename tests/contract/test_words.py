@@ -8,8 +8,8 @@ from typing import Any, get_args
 
 import numpy as np
 import pytest
-from jsonschema import Draft202012Validator
 from contract_specs import GOOD, changed
+from jsonschema import Draft202012Validator
 
 from regtrain.contract.catalog import FAMILIES, catalog, schema
 from regtrain.contract.diagnostics import ORDER, includes

@@ -200,7 +200,7 @@ def retry(db: Store, id: JobId) -> Response:
     old = jobs.get(db, id)
     if old.state not in FINAL:
         raise Conflict(f"job {id} is {old.state}: only a finished job can be tried again")
-    job = _store(db, json.dumps(old.given), retry_of=id, idempotency=None)
+    job = _store(db, json.dumps(old.given), old.given, retry_of=id, idempotency=None)
     return json_answer(shown(job), 201, Location=f"/v1/jobs/{job.id}")
 
 
@@ -291,14 +291,15 @@ async def _wait(request: Request, job: str, until: str, seconds: float) -> None:
 def _submit(db: Database, body: bytes, key: str | None) -> jobs.Job:
     if key is not None and not (0 < len(key) <= 255 and key.isascii() and key.isprintable()):
         raise SpecRefused([Problem("Idempotency-Key", "expected 1 to 255 printable ASCII characters", "use a UUID")])
-    digest = hashlib.sha256(json.dumps(contract.given_of(body), sort_keys=True).encode()).hexdigest()
-    return _store(db, body, retry_of=None, idempotency=(key, digest) if key else None)
+    given = contract.given_of(body)
+    digest = hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest()
+    return _store(db, body, given, retry_of=None, idempotency=(key, digest) if key else None)
 
 
-def _store(db: Database, body: bytes | str, *, retry_of: str | None, idempotency: tuple[str, str] | None) -> jobs.Job:
+def _store(db: Database, body: bytes | str, given: dict[str, Any], *, retry_of: str | None, idempotency: tuple[str, str] | None) -> jobs.Job:
     spec = contract.parse(body)
     warnings = check(spec, _facts(db, spec))
-    return jobs.submit(db, spec, given=contract.given_of(body), warnings=warnings, retry_of=retry_of, idempotency=idempotency)
+    return jobs.submit(db, spec, given=given, warnings=warnings, retry_of=retry_of, idempotency=idempotency)
 
 
 def _facts(db: Database, spec: JobSpec) -> Facts:

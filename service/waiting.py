@@ -15,7 +15,7 @@ from regtrain.contract.errors import Problem, SpecRefused
 from regtrain.contract.states import FINAL, State
 from service.names import nearest
 
-TICK_SECONDS = 0.05
+TICK_SECONDS = 0.025
 
 
 @dataclass(frozen=True)

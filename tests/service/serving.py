@@ -109,6 +109,7 @@ def serving(data: Path, **settings: Any) -> Iterator[Serving]:
     """Serves a data folder as long as the context is open."""
     app = create_app(Settings(data=data, **settings))
     listener = socket.create_server(("127.0.0.1", 0))
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=5))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()

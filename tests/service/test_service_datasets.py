@@ -87,7 +87,7 @@ def test_a_first_line_of_numbers_is_a_row(service: Serving) -> None:
 
 
 def test_equal_rows_and_names_have_equal_hashes(service: Serving) -> None:
-    first = upload(service, b"column_1,y\n1,2.5\n3,4\n")
+    first = upload(service, b"a,y\n1,2.5\n3,4\n")
     second = upload(service, npz(x=np.array([[1], [3]], np.float32), y=np.array([2.5, 4]), feature_names=np.array(["a"])), format="npz")
     assert first["sha256"] == second["sha256"]
     assert first["id"] != second["id"]

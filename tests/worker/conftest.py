@@ -2,7 +2,7 @@ from collections.abc import Iterator
 from contextlib import closing
 
 import pytest
-from houses import House
+from worker_houses import House
 
 
 @pytest.fixture(scope="module")

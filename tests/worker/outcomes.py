@@ -4,7 +4,7 @@ import hashlib
 from typing import Any
 
 import numpy as np
-from houses import House
+from worker_houses import House
 
 from regtrain.store import runs, series
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from houses import QUICK, House
 from outcomes import complete, outcome, same
+from worker_houses import QUICK, House
 
 from regtrain.contract.states import Failure, State
 from regtrain.store import jobs, workers

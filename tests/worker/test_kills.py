@@ -7,8 +7,8 @@ from typing import Any
 
 import psutil
 import pytest
-from houses import House, child_of, until
 from outcomes import complete, outcome, same
+from worker_houses import House, child_of, until
 
 from regtrain.contract.states import State, StopReason
 

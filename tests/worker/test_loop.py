@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from houses import ENDLESS, QUICK, House, child_of, until
+from worker_houses import ENDLESS, QUICK, House, child_of, until
 
 from regtrain.contract.events import Points, RunFinished
 from regtrain.contract.job import parse
@@ -92,7 +92,7 @@ def test_missing_files_of_a_dataset_fail_the_job_and_say_where_to_put_them(house
     assert (job.state, job.reason) == (State.FAILED, Failure.DATA)
     assert job.error is not None
     assert str(house.data / "mnist") in job.error["message"]
-    assert house.files(job.id) == {}
+    until(lambda: house.files(job.id) == {}, 5)
 
 
 def test_a_diverged_job_fails_once(house: House, worker: psutil.Process) -> None:

@@ -8,7 +8,7 @@ import sys
 import psutil
 import pytest
 import torch
-from houses import ROOT, until
+from worker_houses import ROOT, until
 
 from regtrain.contract.errors import DataError, Diverged, Problem, ResourceError, SpecRefused, TrainingError
 from regtrain.contract.states import Failure

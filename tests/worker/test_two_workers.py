@@ -2,8 +2,8 @@
 
 from collections import Counter
 
-from houses import QUICK, House, until
 from outcomes import complete
+from worker_houses import QUICK, House, until
 
 from regtrain.contract.states import State
 from regtrain.store import jobs

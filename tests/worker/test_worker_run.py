@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from houses import ENDLESS, QUICK, ROOT
+from worker_houses import ENDLESS, QUICK, ROOT
 
 from regtrain.contract.events import Points
 from worker.run import line

@@ -40,10 +40,10 @@ _opening = threading.Lock()
 class House:
     """A data folder with its database, and the workers on it."""
 
-    def __init__(self, data: Path) -> None:
+    def __init__(self, data: Path, url: str | None = None) -> None:
         self.data = data
         with _opening:
-            self.db: Database = open_database(None, data)
+            self.db: Database = open_database(url, data)
         self.started: list[subprocess.Popen[bytes]] = []
 
     def submit(self, spec: dict[str, Any]) -> str:

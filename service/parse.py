@@ -196,6 +196,8 @@ def _names(opening: list[str], limits: Limits) -> tuple[list[str], bool]:
     for i, name in enumerate(opening):
         if not name or len(name) > 200:
             raise _refused("lines.1", f"column {i + 1} has {'no name' if not name else 'a name longer than 200 characters'}", "give every column a short name in the first line")
+        if _strange([name]) is not None:
+            raise _refused("lines.1", f"the name {name!r} has characters that are no text", "give every column a short name in the first line")
         if opening.index(name) != i:
             raise _refused(f"lines.1.{name}", f"two columns are called {name!r}", "rename one of them")
     return opening, True
@@ -226,6 +228,8 @@ def _targets(cells: list[str], where: Any) -> tuple[NDArray[np.float64], list[st
 
 def _numbered(cells: list[str]) -> tuple[NDArray[np.float64], list[str]]:
     labels = sorted(set(cells))
+    if (strange := _strange(labels)) is not None:
+        raise _refused("target", f"the label {strange!r} has characters that are no text", "write labels without control characters")
     if len(labels) > MOST_LABELS:
         raise _refused("target", f"the target has {len(labels):,} different words; {MOST_LABELS:,} labels is the most", "name another column with target=")
     number = {label: float(i) for i, label in enumerate(labels)}
@@ -303,7 +307,14 @@ def _feature_names(given: NDArray[Any] | None, columns: int) -> list[str]:
     names = [str(name)[:200] for name in given.reshape(-1).tolist()]
     if given.dtype.kind != "U" or len(names) != columns or len(set(names)) != columns:
         raise _refused("feature_names", f"expected {columns} different names", "give one text a column, or leave feature_names out")
+    if (strange := _strange(names)) is not None:
+        raise _refused("feature_names", f"the name {strange!r} has characters that are no text", "write names without control characters")
     return names
+
+
+def _strange(words: list[str]) -> str | None:
+    """The first word with a control character or half a character, which not every database and terminal can bear."""
+    return next((word for word in words if any(c < " " or "\ud800" <= c <= "\udfff" for c in word)), None)
 
 
 def _bad_cells(numbers: NDArray[np.float64]) -> list[list[int]]:

@@ -12,7 +12,7 @@ MOST_DEPTH = 20
 
 
 def given_of(body: bytes | str) -> dict[str, Any]:
-    """The JSON object as it was sent. Duplicate keys, NaN and deep nesting are refused.
+    """The JSON object as it was sent. Duplicate keys, NaN, NUL and deep nesting are refused.
 
     Raises:
         SpecRefused: it is no JSON object, or not a strict one.
@@ -31,8 +31,8 @@ def given_of(body: bytes | str) -> dict[str, Any]:
         raise SpecRefused([Problem("", f"expected a JSON object, found {kind_of_json(given)}", 'send {"dataset": …, "model": …, "loss": …, "optimizer": …}')])
     if _depth(given) > MOST_DEPTH:
         raise _too_deep()
-    if doubled := list(_doubled(given, "")):
-        raise SpecRefused(doubled)
+    if wrong := [*_doubled(given, ""), *(_nul(given, "") if "\\u0000" in (body if isinstance(body, str) else body.decode(errors="replace")) else ())]:
+        raise SpecRefused(wrong)
     return given
 
 
@@ -76,6 +76,14 @@ def _doubled(value: Any, path: str) -> Iterator[Problem]:
     for name, inner in value.items() if is_object(value) else enumerate(value) if is_list(value) else ():
         if isinstance(inner, dict | list):
             yield from _doubled(inner, f"{path}{name}.")
+
+
+def _nul(value: Any, path: str) -> Iterator[Problem]:
+    """Texts with a NUL, which not every database can store."""
+    for name, inner in value.items() if is_object(value) else enumerate(value) if is_list(value) else ():
+        if "\0" in str(name) or (isinstance(inner, str) and "\0" in inner):
+            yield Problem(f"{path}{name}", "contains a NUL character", "remove it")
+        yield from _nul(inner, f"{path}{name}.")
 
 
 def _refuse_constant(name: str) -> Any:

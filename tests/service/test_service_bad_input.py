@@ -112,6 +112,8 @@ WRONG_BODIES: list[tuple[str, bytes, str]] = [
     ("bytes that are no UTF-8", b'{"name": "\xff"}', ""),
     ("half a character", b'{"name": "\\ud800"}', ""),
     ("a number that is too large", json.dumps(GOOD).replace("0.9", "1e400").encode(), "optimizer.momentum"),
+    ("a NUL in a name", b'{"name": "a\\u0000b"}', "name"),
+    ("a NUL in a key", b'{"metadata": {"a\\u0000b": "c"}}', "metadata.a\x00b"),
     ("a NUL in a kind", json.dumps(GOOD).replace("digits", "dig\\u0000its").encode(), "dataset.kind"),
 ]
 
@@ -189,6 +191,10 @@ WRONG_UPLOADS: list[tuple[str, str, Callable[[], bytes], str]] = [
     ("NaN", "npz", lambda: npz(x=np.array([[1, 2], [3, np.nan]]), y=np.zeros(2)), "x.1.1"),
     ("an infinite target", "npz", lambda: npz(x=np.zeros((2, 1)), y=np.array([0, np.inf])), "y.1"),
     ("names that do not fit", "npz", lambda: npz(x=np.zeros((2, 2)), y=np.zeros(2), feature_names=np.array(["a"])), "feature_names"),
+    ("a name with a NUL", "npz", lambda: npz(x=np.zeros((2, 1)), y=np.zeros(2), feature_names=np.array(["a\0b"])), "feature_names"),
+    ("a label with half a character", "npz", lambda: npz(x=np.zeros((2, 1)), y=np.array(["a", "\ud800"])), "target"),
+    ("a label over two lines", "csv", lambda: b'a,y\n1,"two\nlines"\n', "target"),
+    ("a name over two lines", "csv", lambda: b'a,"y\ny"\n1,2\n', "lines.1"),
     ("a bomb", "npz", bomb, ""),
     ("a header that promises a terabyte", "npz", lambda: lying("(1000000000000, 1)"), "x"),
     ("a header with a negative side", "npz", lambda: lying("(-1, 8)"), "x"),

@@ -224,5 +224,5 @@ def test_004_the_proximal_form_has_exact_zeros_and_the_articles_own_has_none():
     assert subgradient.runs[0].zeros["layers.0.weight"] == l2.runs[0].zeros["layers.0.weight"] == 0
     assert proximal.curve("penalty/l1")[-1] < proximal.curve("penalty/l1")[0]
     ledger = proximal.curve("penalty_gradient/norm")[:, 0]
-    assert ledger[0] == pytest.approx(0.01 * (784 * 128) ** 0.5, rel=1e-5)
+    assert ledger[0] == pytest.approx(0.01 * (784 * 128) ** 0.5, rel=1e-4)
     assert (ledger > 5 * proximal.curve("gradient/norm")[:, 0]).all()  # it shows who leads

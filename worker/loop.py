@@ -181,6 +181,8 @@ class Worker:
         if now >= self._next_sign:
             self._next_sign = now + self._settings.heartbeat_seconds
             patiently(workers.beat, self._db, self._name, job=mine.job if mine else None)
+            if mine is None:
+                self._db.write_back()
         others = {(r.job, r.attempt, r.beat): r.worker for r in jobs.running(self._db) if mine is None or (r.job, r.attempt) != (mine.job, mine.attempt)}
         dead = workers.gone(self._db)
         for beat in {beat for beat, holder in others.items() if holder in dead} | set(self._silence.over(others, now=now)):

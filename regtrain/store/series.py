@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import BigInteger, Connection, and_, bindparam, delete, func, insert, literal, or_, select, update
+from sqlalchemy import BigInteger, Connection, bindparam, delete, func, insert, literal, select, tuple_, update
 
 from regtrain.contract.errors import NotFound
 from regtrain.contract.events import Points
@@ -24,6 +24,10 @@ from regtrain.store.tables import series as series_table
 MOST_STEPS = 65_536
 MOST_NUMBERS = 2**19
 """A chunk spans at most so many steps, and as many numbers unless 256 steps are more."""
+
+
+SMALL_REPORT = 64
+"""Reports of at most so many steps are also taken up into chunks of 256, or there would be too many."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +143,7 @@ def names(db: Database, job_id: str) -> list[str]:
 def append(connection: Connection, job: str, points: Points) -> None:
     """Stores a report. What the series already has from its first step on is replaced, so that a repeated report changes nothing."""
     known = {head.name: head for head in heads(connection, job, pack=points.pack)}
-    batch = _Batch()
+    growing: list[_Growth] = []
     for name in points.steps:
         block = blocks.block_of(points, name)
         if not len(block.steps) or not block.counts.any():
@@ -147,7 +151,12 @@ def append(connection: Connection, job: str, points: Points) -> None:
         head = known.get(name) or _create(connection, job, points.pack, name, block, layers=points.values[name].shape[2] if points.values[name].ndim == 3 else 0)
         if block.steps[0] <= head.last_step:
             _cut(connection, head, int(block.steps[0]))
-        _extend(connection, head, block, batch)
+        growing.append(_growth(head, block))
+    tails = _tails(connection, growing)
+    older = _siblings(connection, growing)
+    batch = _Batch()
+    for growth in growing:
+        _extend(growth, tails.get(growth.head.id, []), older.get(growth.head.id, {}), batch)
     batch.send(connection)
 
 
@@ -185,42 +194,90 @@ def _create(connection: Connection, job: str, pack: int, name: str, block: Block
     return Head(key, pack, name, runs, layers, dtype, -1, np.full((runs, width), np.nan, dtype), {})
 
 
-def _extend(connection: Connection, head: Head, block: Block, batch: _Batch) -> None:
-    block = Block(block.steps, block.counts, block.values.astype(head.dtype, copy=False))
+@dataclass(frozen=True)
+class _Growth:
+    """A series, what is to be added to it, and from where on its stored points are needed for that."""
+
+    head: Head
+    block: Block
+    start: int
+    """The step after the last one so far."""
+    end: int
+    takes_up_from: int
+    """Small chunks from this step on are taken up into larger ones: those behind the last multiple that the series passes."""
+    needs_from: int
+
+
+def _growth(head: Head, block: Block) -> _Growth:
     start, end = head.last_step + 1, int(block.steps[-1]) + 1
-    sizes = _sizes(head)
-    since = next((start // size * size for size in sizes if start // size < end // size), None)
-    whole = block
-    if since is not None:
-        whole = blocks.join([*_load(connection, head, since, start), block])
-        if since < start:
-            batch.deletes.append({"of": head.id, "since": since})
-        older = _siblings(connection, head, buckets.siblings(start, end))
-        for level, summary in buckets.close(whole, older, start, end):
+    sizes = [*_sizes(head), *([1 << buckets.LOWEST] if len(block.steps) <= SMALL_REPORT else [])]
+    takes_up_from = next((start // size * size for size in sizes if start // size < end // size), start)
+    first, past = buckets.closed(start, end, buckets.LOWEST)
+    needs_from = min(takes_up_from, first << buckets.LOWEST) if first < past else start
+    return _Growth(head, Block(block.steps, block.counts, block.values.astype(head.dtype, copy=False)), start, end, takes_up_from, needs_from)
+
+
+def _tails(connection: Connection, growing: list[_Growth]) -> dict[int, list[Block]]:
+    """The stored chunks, whole, that hold points which are needed: by the key of the series."""
+    alike: dict[int, list[_Growth]] = {}
+    for growth in growing:
+        if growth.needs_from < growth.start:
+            alike.setdefault(growth.needs_from // (unit := _sizes(growth.head)[-1]) * unit, []).append(growth)
+    found: dict[int, list[Block]] = {}
+    for since, group in alike.items():
+        mine = {growth.head.id: growth for growth in group}
+        query = select(chunks).where(chunks.c.series.in_(list(mine)), chunks.c.first_step >= since).order_by(chunks.c.series, chunks.c.first_step)
+        for row in connection.execute(query):
+            growth = mine[row.series]
+            if row.last_step >= growth.needs_from:
+                found.setdefault(row.series, []).append(_unpacked(growth.head, row))
+    return found
+
+
+def _siblings(connection: Connection, growing: list[_Growth]) -> dict[int, dict[tuple[int, int], buckets.Summary]]:
+    """The stored older halves of the buckets that are closed: by the key of the series."""
+    mine = {growth.head.id: growth.head for growth in growing}
+    wanted = [(growth.head.id, level, bucket) for growth in growing for level, bucket in buckets.siblings(growth.start, growth.end)]
+    found: dict[int, dict[tuple[int, int], buckets.Summary]] = {}
+    if wanted:
+        for row in connection.execute(select(pyramid).where(tuple_(pyramid.c.series, pyramid.c.level, pyramid.c.bucket).in_(wanted))):
+            found.setdefault(row.series, {})[row.level, row.bucket] = _summaries(mine[row.series], [(row.bucket << row.level, row.summary)])
+    return found
+
+
+def _extend(growth: _Growth, tail: list[Block], older: dict[tuple[int, int], buckets.Summary], batch: _Batch) -> None:
+    head, block, start, end = growth.head, growth.block, growth.start, growth.end
+    if start >> buckets.LOWEST < end >> buckets.LOWEST:
+        fresh = blocks.join([*tail, block])
+        for level, summary in buckets.close(fresh, older, start, end):
             batch.pyramid += [
-                {"series": head.id, "level": level, "bucket": int(at) >> level, "summary": row} for at, row in zip(summary.start, buckets.packed(summary), strict=True)
+                {"series": head.id, "level": level, "bucket": bucket, "summary": row}
+                for bucket, row in zip((summary.start >> level).tolist(), buckets.packed(summary), strict=True)
             ]
-    batch.chunks += [{"series": head.id, **blocks.packed(piece)} for piece in _pieces(whole, start if since is None else since, end, sizes)]
+    since = growth.takes_up_from
+    taken_up = [one for one in tail if one.steps[-1] >= since]
+    if taken_up:
+        since = min(since, int(taken_up[0].steps[0]))
+        batch.deletes.append({"of": head.id, "since": since})
+    batch.chunks += [{"series": head.id, **blocks.packed(piece)} for piece in _pieces(blocks.join([*taken_up, block]), since, end, _sizes(head))]
     latest = np.where(block.counts[:, None] > 0, block.latest(), head.latest)
     nonfinite = {**block.first_nonfinite(), **head.first_nonfinite}
     batch.heads.append({"of": head.id, "last_step": end - 1, "latest": latest.tobytes(), "first_nonfinite": nonfinite})
 
 
 def _sizes(head: Head) -> list[int]:
-    """The multiples of steps at which chunks of this series are cut, largest first."""
+    """The multiples of steps at which chunks of this series are cut: a full chunk, and what no smaller one spans."""
     numbers = head.runs * max(head.layers, 1)
-    most = min(MOST_STEPS, max(256, 1 << (MOST_NUMBERS // numbers).bit_length() - 1)) if numbers <= MOST_NUMBERS else 256
-    return [most, *(size for size in (4096, 256) if size < most)]
+    most = min(MOST_STEPS, 1 << max(buckets.LOWEST, (MOST_NUMBERS // numbers).bit_length() - 1))
+    return [most, 4096] if most > 4096 else [most]
 
 
 def _pieces(block: Block, first: int, end: int, sizes: list[int]) -> Iterable[Block]:
-    """The block cut at the largest multiples that fit; the rest is a small chunk that later reports take up."""
+    """The steps from `first` to `end` in full chunks where they fit, else cut at the smaller multiple."""
     at = first
     while at < end:
-        size = next((size for size in sizes if at % size == 0 and at + size <= end), None)
-        past = end if size is None else at + size
-        if size is None and (nearer := [s for s in sizes if (at // s + 1) * s < end]):
-            past = (at // nearer[-1] + 1) * nearer[-1]
+        full = at % sizes[0] == 0 and at + sizes[0] <= end
+        past = at + sizes[0] if full else min(end, (at // sizes[-1] + 1) * sizes[-1])
         piece = block.between(at, past)
         if len(piece.steps):
             yield piece
@@ -230,7 +287,7 @@ def _pieces(block: Block, first: int, end: int, sizes: list[int]) -> Iterable[Bl
 def _load(connection: Connection, head: Head, first: int, end: int) -> list[Block]:
     """The stored blocks that overlap first … end−1, cut to it."""
     query = select(chunks).where(chunks.c.series == head.id, chunks.c.first_step >= _chunk_at(head.id, first), chunks.c.first_step < end).order_by(chunks.c.first_step)
-    found = [blocks.unpacked(row, runs=head.runs, layers=head.layers, dtype=head.dtype).between(first, end) for row in connection.execute(query)]
+    found = [_unpacked(head, row).between(first, end) for row in connection.execute(query)]
     return [block for block in found if len(block.steps)]
 
 
@@ -240,16 +297,12 @@ def _chunk_at(key: int, step: int) -> Any:
     return func.coalesce(before, step)
 
 
-def _siblings(connection: Connection, head: Head, wanted: list[tuple[int, int]]) -> dict[tuple[int, int], buckets.Summary]:
-    rows = _rows(connection, head, [(level, bucket, bucket + 1) for level, bucket in wanted])
-    return {(level, bucket): buckets.unpacked([(bucket << level, row)], runs=head.runs, layers=head.layers, dtype=head.dtype) for level, bucket, row in rows}
+def _unpacked(head: Head, row: Any) -> Block:
+    return blocks.unpacked(row, runs=head.runs, layers=head.layers, dtype=head.dtype)
 
 
-def _rows(connection: Connection, head: Head, wanted: list[tuple[int, int, int]]) -> list[tuple[int, int, bytes]]:
-    if not wanted:
-        return []
-    places = [and_(pyramid.c.series == head.id, pyramid.c.level == level, pyramid.c.bucket >= bucket, pyramid.c.bucket < past) for level, bucket, past in wanted]
-    return [(row.level, row.bucket, row.summary) for row in connection.execute(select(pyramid.c.level, pyramid.c.bucket, pyramid.c.summary).where(or_(*places)))]
+def _summaries(head: Head, rows: list[tuple[int, bytes]]) -> buckets.Summary:
+    return buckets.unpacked(rows, runs=head.runs, layers=head.layers, dtype=head.dtype)
 
 
 def _cut(connection: Connection, head: Head, cut: int) -> None:
@@ -260,8 +313,8 @@ def _cut(connection: Connection, head: Head, cut: int) -> None:
     straddling = connection.execute(select(chunks).where(mine, chunks.c.first_step < cut, chunks.c.last_step >= cut)).one_or_none()
     connection.execute(delete(chunks).where(mine, chunks.c.last_step >= cut))
     if straddling is not None:
-        kept = blocks.unpacked(straddling, runs=head.runs, layers=head.layers, dtype=head.dtype).between(0, cut)
-        sizes = _sizes(head)  # no chunk but a full one may span a multiple, since reports take up whole chunks
+        kept = _unpacked(head, straddling).between(0, cut)
+        sizes = _sizes(head)  # what is left of a full chunk is cut like all others that are not full
         pieces = _pieces(kept, int(kept.steps[0]) // sizes[0] * sizes[0], int(kept.steps[-1]) + 1, sizes)
         connection.execute(insert(chunks), [{"series": head.id, **blocks.packed(piece)} for piece in pieces])
     last = connection.execute(select(func.max(chunks.c.last_step)).where(mine)).scalar()
@@ -325,11 +378,21 @@ def _summary(connection: Connection, head: Head, first: int, end: int, level: in
         return buckets.summarize(_joined(head, _load(connection, head, first, end)), level)
     loose, whole = buckets.cover(first, end, level)
     parts = [buckets.summarize(block, buckets.LOWEST) for low, past in loose for block in _load(connection, head, low, past)]
-    rows = [(bucket << at, row) for at, bucket, row in _rows(connection, head, whole)]
+    single = [(head.id, at, bucket) for at, bucket, past in whole if past - bucket == 1]
+    queries = [select(*_ROW).where(tuple_(pyramid.c.series, pyramid.c.level, pyramid.c.bucket).in_(single))] if single else []
+    queries += [
+        select(*_ROW).where(pyramid.c.series == head.id, pyramid.c.level == at, pyramid.c.bucket >= bucket, pyramid.c.bucket < past)
+        for at, bucket, past in whole
+        if past - bucket > 1
+    ]
+    rows = [(bucket << at, row) for query in queries for at, bucket, row in connection.execute(query)]
     if rows:
-        parts.append(buckets.unpacked(rows, runs=head.runs, layers=head.layers, dtype=head.dtype))
+        parts.append(_summaries(head, rows))
     together = buckets.concat(parts)
     return buckets.merge(together.take(np.argsort(together.start, kind="stable")), level)
+
+
+_ROW = (pyramid.c.level, pyramid.c.bucket, pyramid.c.summary)
 
 
 def _exact(head: Head, block: Block, position: int, index: int, layers: list[int] | None) -> Curve:

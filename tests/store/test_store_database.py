@@ -6,6 +6,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import store_acting as act
 from sqlalchemy import text
@@ -148,6 +149,21 @@ def test_the_log_is_written_back_in_quiet_moments(sqlite_db: Database) -> None:
     sqlite_db.write_back()
     assert os.path.getsize(sqlite_db.writer.url.database or "") > before
     assert len(series.read(sqlite_db, job.id, series=["loss/train"])[0].x) == 100_000
+
+
+def test_the_room_of_deleted_jobs_is_given_back(sqlite_db: Database) -> None:
+    act.submit(sqlite_db)
+    held = act.claim(sqlite_db)
+    jobs.report(sqlite_db, held, [act.started(), act.points(loss_train=(range(4_000_000), np.random.default_rng(0).random(4_000_000)))])
+    act.finish(sqlite_db, held)
+    sqlite_db.write_back()
+    file = sqlite_db.writer.url.database or ""
+    full = os.path.getsize(file)
+    jobs.delete(sqlite_db, held.job)
+    for _ in range(8):
+        sqlite_db.write_back()
+    assert full > 20_000_000
+    assert os.path.getsize(file) < full / 2
 
 
 @pytest.mark.parametrize(

@@ -10,11 +10,12 @@ import importlib
 import os
 import re
 import threading
-from collections.abc import Generator
+from collections import deque
+from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from sqlalchemy import Connection, Engine, create_engine, event, make_url
 
@@ -26,6 +27,8 @@ sqlite: Any = importlib.import_module("pysqlite3.dbapi2")
 
 WAL_PAGES = 4096
 """Pages (of 4 KiB) in the write-ahead log at which a commit writes them back by itself. Quiet moments do it earlier."""
+MOST_TOGETHER = 64
+"""Items that one transaction writes at most."""
 FREE_PAGES = 2048
 """Pages that deleted rows leave free before a quiet moment gives so many back."""
 NETWORK = frozenset(
@@ -58,7 +61,19 @@ class StoreError(RegtrainError):
     """The database cannot be used: what is wrong with it, and what to do."""
 
 
-@dataclass(frozen=True)
+T = TypeVar("T")
+
+
+@dataclass
+class _Waiting(Generic[T]):
+    """Something that is to be written, and what became of it."""
+
+    item: T
+    done: bool = False
+    error: Exception | None = None
+
+
+@dataclass(frozen=True, eq=False)
 class Database:
     """An open database and the data folder beside it. Not to be carried across fork()."""
 
@@ -68,6 +83,8 @@ class Database:
     reader: Engine
     lock: AbstractContextManager[Any]
     pid: int = field(default_factory=os.getpid)
+    _waiting: deque[_Waiting[Any]] = field(default_factory=deque[_Waiting[Any]])
+    _turn: threading.Lock = field(default_factory=threading.Lock)
 
     @property
     def on_sqlite(self) -> bool:
@@ -79,6 +96,38 @@ class Database:
         self._same_process()
         with self.lock, self.writer.begin() as connection:
             yield connection
+
+    def write_together(self, item: T, write: Callable[[Connection, list[T]], None]) -> None:
+        """Writes an item durably, in one transaction with all that other threads bring while the one before is being committed.
+
+        Waiting for the disk is most of a small transaction; this shares it. If the transaction fails, each item is tried alone,
+        so that nobody fails for another's sake. All callers must bring the same `write`.
+        """
+        mine = _Waiting(item)
+        self._waiting.append(mine)
+        with self._turn:
+            if not mine.done:
+                self._write_waiting(mine, write)
+        if mine.error is not None:
+            raise mine.error
+
+    def _write_waiting(self, mine: _Waiting[T], write: Callable[[Connection, list[T]], None]) -> None:
+        batch: list[_Waiting[T]] = [self._waiting.popleft() for _ in range(min(len(self._waiting), MOST_TOGETHER))]
+        if mine not in batch:
+            batch.append(mine)
+        for group in (batch, *([one] for one in batch)):
+            waiting = [one for one in group if not one.done]
+            if not waiting:
+                return
+            try:
+                with self.write() as connection:
+                    write(connection, [one.item for one in waiting])
+            except Exception as error:
+                if len(waiting) == 1:
+                    waiting[0].error, waiting[0].done = error, True
+            else:
+                for one in waiting:
+                    one.done = True
 
     @contextmanager
     def read(self) -> Generator[Connection]:

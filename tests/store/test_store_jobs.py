@@ -1,6 +1,8 @@
 """The verbs on jobs, the same on SQLite and PostgreSQL: what each does in each state, and that stale workers change nothing."""
 
 import json
+import threading
+from collections import Counter
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -63,6 +65,36 @@ def test_the_same_idempotency_key_gives_the_same_job(db: Database) -> None:
     assert refused.value.problems[0].path == "Idempotency-Key"
     assert act.everything(db) == before
     assert act.submit(db, idempotency=("other key", "digest")).id != first.id
+
+
+def test_submissions_that_share_a_transaction_stand_for_themselves(db: Database) -> None:
+    """Sixteen at once: good ones, one with a dataset that does not exist, and four with the same key."""
+    results: list[Any] = [None] * 16
+    start = threading.Barrier(16)
+
+    def ask(place: int) -> None:
+        start.wait()
+        changes: dict[str, Any] = {0: {"dataset": {"kind": "upload", "id": "ds_0"}}}.get(place, {})
+        if place >= 12:
+            changes = {"idempotency": ("key", "digest")}
+        for _ in range(5):
+            try:
+                results[place] = act.submit(db, name=f"n{place}", **changes).id
+            except SpecRefused as refused:
+                results[place] = refused.problems[0].path
+
+    threads = [threading.Thread(target=ask, args=(place,)) for place in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results[0] == "dataset.id"
+    assert len(set(results[12:])) == 1
+    found, _ = jobs.summaries(db, limit=1000)
+    times = Counter(job.name for job in found)
+    assert [times[f"n{place}"] for place in range(12)] == [0] + [5] * 11
+    assert len(found) == 56
+    assert all(len(runs.listing(db, job.id)[0]) == 1 for job in found)
 
 
 def test_a_job_needs_its_dataset(db: Database) -> None:

@@ -1,5 +1,6 @@
 """What callers ask of jobs: submit, cancel, delete."""
 
+from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Connection, insert, select, update
@@ -21,6 +22,13 @@ from regtrain.store.tables import idempotency, now, runs
 from regtrain.store.tables import jobs as table
 
 
+@dataclass(frozen=True)
+class _Submission:
+    job: dict[str, Any]
+    runs: list[dict[str, Any]]
+    idempotency: tuple[str, str] | None
+
+
 class _Repeated(Exception):
     """The idempotency key has been used before."""
 
@@ -39,11 +47,7 @@ def submit(db: Database, spec: JobSpec, *, given: dict[str, Any], warnings: list
         for run in expanded
     ]
     try:
-        with db.write() as connection:
-            connection.execute(insert(table), job)
-            connection.execute(insert(runs), rows)
-            if idempotency is not None:
-                _remember(connection, idempotency, job_id)
+        db.write_together(_Submission(job, rows, idempotency), _insert)
     except _Repeated:
         return _repeated(db, *(idempotency or ("", "")))
     except IntegrityError as error:
@@ -111,6 +115,14 @@ def _row(job_id: str, spec: JobSpec, *, given: dict[str, Any], warnings: list[Wa
         "retry_of": retry_of,
         "created_at": now(),
     }
+
+
+def _insert(connection: Connection, submissions: list[_Submission]) -> None:
+    connection.execute(insert(table), [submission.job for submission in submissions])
+    connection.execute(insert(runs), [run for submission in submissions for run in submission.runs])
+    for submission in submissions:
+        if submission.idempotency is not None:
+            _remember(connection, submission.idempotency, submission.job["id"])
 
 
 def _remember(connection: Connection, pair: tuple[str, str], job_id: str) -> None:

@@ -180,6 +180,57 @@ def test_one_adamw_step_with_a_zero_gradient():
     assert found[1] == pytest.approx(w - 0.1 * 0.3 * w / (abs(0.3 * w) + 1e-8), rel=1e-14)
 
 
+def test_adamw_under_a_schedule_decays_with_the_rate_of_the_step():
+    """torch's AdamW shrinks by 1 − η_t·λ with the rate of each step."""
+
+    class Scheduled(torch.optim.AdamW):
+        def step(self, closure: Any = None) -> Any:
+            self.t = getattr(self, "t", -1) + 1
+            for group in self.param_groups:
+                group["lr"] = 0.02 * 0.5 * (1 + math.cos(math.pi * self.t / 50))
+            return super().step(closure)
+
+    adam = {"kind": "adam", "lr": 0.02, "schedule": {"kind": "cosine"}}
+    assert against_torch(adam, {"kind": "weight_decay", "lambda": 0.3}, lambda p: Scheduled(p, weight_decay=0.3)) < 1e-12
+
+
+@pytest.mark.parametrize("optimizer", [sgd(0.1), sgd(0.1, 0.8), sgd(0.1, 0.8, nesterov=True)], ids=["plain", "momentum", "nesterov"])
+def test_a_step_does_everything_in_the_documented_order(optimizer):
+    """Coupled penalties join the gradient before it is clipped; decay shrinks the old weights; prox comes last, with the effective step."""
+    limit, coupled, decay, lasso, ratio = 0.2, 0.3, 0.5, 0.02, 0.6
+    regularizers = (
+        {"kind": "elastic_net", "lambda": lasso, "l1_ratio": ratio}, {"kind": "weight_decay", "lambda": decay, "on": "all"},
+        {"kind": "l2", "lambda": coupled}, {"kind": "l1", "lambda": 0.001, "method": "subgradient"}, {"kind": "l1", "lambda": 0.003},
+    )  # fmt: skip
+    job = spec(
+        inline(ROWS, LABELS), {"kind": "linear", "init": {"kind": "torch"}}, "cross_entropy", optimizer, *regularizers, clip={"kind": "global_norm", "max": limit}, epochs=40
+    )
+    found = run(job)
+    start = run({**job, "optimizer": sgd(FROZEN), "regularizers": [], "clip": None, "budget": {"epochs": 1, "batch_size": "all"}}).weights
+    w, b = start["head.weight"][0].numpy().copy(), start["head.bias"][0].numpy().copy()
+    lr, mu, nesterov = optimizer["lr"], optimizer["momentum"], optimizer["nesterov"]
+    vw, vb, onehot, clips = np.zeros_like(w), np.zeros_like(b), np.eye(3)[LABELS], []
+    for _ in range(40):
+        z = ROWS @ w.T + b
+        p = np.exp(z - z.max(1, keepdims=True))
+        delta = (p / p.sum(1, keepdims=True) - onehot) / len(ROWS)
+        gw, gb = delta.T @ ROWS + coupled * w + 0.001 * np.sign(w), delta.sum(0)
+        norm = math.sqrt((gw**2).sum() + (gb**2).sum())
+        clips.append(norm > limit)
+        gw, gb = gw * min(1, limit / norm), gb * min(1, limit / norm)
+        vw, vb = mu * vw + gw, mu * vb + gb
+        dw, db = (gw + mu * vw, gb + mu * vb) if nesterov else (vw, vb)
+        w, b = w * (1 - lr * decay) - lr * dw, b * (1 - lr * decay) - lr * db
+        reach = lr / (1 - mu)
+        w = np.sign(w) * np.maximum(np.abs(w) - reach * (0.003 + lasso * ratio), 0) / (1 + reach * lasso * (1 - ratio))
+    assert any(clips)
+    assert not all(clips)
+    assert found.weights["head.weight"][0].numpy() == pytest.approx(w, rel=1e-11, abs=1e-15)
+    assert found.weights["head.bias"][0].numpy() == pytest.approx(b, rel=1e-11, abs=1e-15)
+    assert found.curve("gradient/clipped").astype(bool).tolist() == clips
+    assert (w == 0).any()
+
+
 # ---------------------------------------------------------------- exact twins of noise, batches and steps
 
 

@@ -1,5 +1,6 @@
 """A run is the same run whatever trains beside it, whatever measures it, and however often it was interrupted."""
 
+import hashlib
 import json
 import math
 from itertools import pairwise, product
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 from torch.nn import functional as F
 from training_jobs import FROZEN, distance, events, inline, joined, run, sgd, spec, torch_order
@@ -16,11 +18,12 @@ from training_jobs import FROZEN, distance, events, inline, joined, run, sgd, sp
 from regtrain.contract.catalog import FAMILIES
 from regtrain.contract.errors import Diverged
 from regtrain.contract.events import Checkpointed, Event, Finished, Points, RunFinished, Started
-from regtrain.contract.job import parse
+from regtrain.contract.job import JobSpec, parse
 from regtrain.contract.ranges import Searchable
 from regtrain.contract.states import RunState, StopReason
 from worker.training import points as reporting
 from worker.training import running
+from worker.training.datasets import load, split
 from worker.training.train import train
 
 BLOBS = {"kind": "blobs", "rows": 120, "features": 4, "std": 5.0}
@@ -418,6 +421,74 @@ def test_a_checkpoint_of_another_spec_is_refused(tmp_path):
     Path(checkpoint.path).write_bytes(Path(checkpoint.path).read_bytes()[:100])
     with pytest.raises(DataError, match="cannot be read"):
         events(EVERYTHING, scratch=tmp_path, resume={0: Path(checkpoint.path)})
+
+
+def test_every_report_says_up_to_where_it_is_complete(tmp_path, monkeypatch):
+    monkeypatch.setattr(reporting, "MOST_STEPS", 3)
+    found = events(EVERYTHING, scratch=tmp_path)
+    seen = 0
+    for event in found:
+        if isinstance(event, Points):
+            for name, steps in event.steps.items():
+                assert steps.max() <= event.step - (0 if name.endswith("/val") else 1), name
+            assert event.step >= seen
+            seen = event.step
+        if isinstance(event, Checkpointed):
+            assert event.step == seen
+
+
+# ---------------------------------------------------------------- results
+
+
+def test_metrics_are_means_over_all_rows_of_their_split():
+    """5,000 training rows: more than are evaluated at a time."""
+    job = spec({"kind": "linear", "rows": 6250, "validation": 0.1, "test": 0.1}, {"kind": "linear"}, "squared_error", sgd(0.1), epochs=3)
+    found = run(job)
+    rows = load(parse(json.dumps(job)).dataset, data=Path(), upload=None, classify=False)
+    parts = split(parse(json.dumps(job)).dataset, rows, seed=0)
+    w, b = found.weights["head.weight"].item(), found.weights["head.bias"].item()
+    for name, part in (("train", parts.train), ("val", parts.val), ("test", parts.test)):
+        error = rows.x[part, 0] * w + b - rows.y[part]
+        assert found.runs[0].metrics[f"loss/{name}"] == pytest.approx(np.square(error).mean(), rel=1e-12)
+    assert found.curve("loss/val")[-1] == pytest.approx(found.runs[0].metrics["loss/val"], rel=1e-13)
+
+
+def test_the_chosen_run_is_the_best_on_the_validation_rows():
+    job = exploding(1e30, dtype="float32")
+    found = run(job)
+    losses = {r: found.runs[r].metrics["loss/val"] for r in (0, 2)}
+    chosen = min(losses, key=lambda r: losses[r])
+    assert found.finished.result["chosen_run"] == chosen
+    assert found.finished.result["chosen_by"] == "loss/val"
+    assert found.finished.result["values"] == {"optimizer.lr": [0.01, 1e30, 0.02][chosen]}
+    assert run({**job, "dataset": two_labels()}).finished.result["chosen_run"] is None
+    alone = run({**job, "dataset": two_labels(), "optimizer": sgd(0.01)}).finished.result
+    assert (alone["chosen_run"], alone["values"]) == (0, {})
+
+
+def test_the_model_file_says_what_it_holds(tmp_path):
+    job = {**EVERYTHING, "dataset": {**BLOBS, "standardize": True, "validation": 0.25}}
+    finished = events(job, scratch=tmp_path)[-1]
+    assert isinstance(finished, Finished)
+    with safe_open(finished.path, "pt") as file:
+        about = {key: json.loads(value) for key, value in file.metadata().items()}
+        assert {file.get_tensor(name).shape[0] for name in file.keys()} == {4}  # noqa: SIM118 - no mapping
+    assert JobSpec.model_validate_json(json.dumps(about["spec"])) == parse(json.dumps(job))
+    assert [r["values"] for r in about["runs"]] == [{"regularizers.1.lambda": lam} for lam in (0, 0, 1e-3, 1e-3)]
+    assert [r["seed"] for r in about["runs"]] == [0, 1, 0, 1]
+    rows = load(parse(json.dumps(job)).dataset, data=Path(), upload=None, classify=True)
+    train = split(parse(json.dumps(job)).dataset, rows, seed=0).train
+    assert about["preprocess"]["mean"] == pytest.approx(rows.x[train].mean(0).tolist(), rel=1e-14)
+    assert about["preprocess"]["scale"] == pytest.approx(rows.x[train].std(0).tolist(), rel=1e-14)
+    assert hashlib.sha256(Path(finished.path).read_bytes()).hexdigest() == finished.sha256
+
+
+def test_a_float64_job_draws_the_masks_rows_and_weights_of_the_float32_one():
+    job = spec(
+        BLOBS | {"standardize": True}, MLP, "cross_entropy", sgd(0.05), {"kind": "dropout", "rate": 0.3}, {"kind": "dropout", "rate": 0.1, "on": "inputs"}, batch_size=16, epochs=3
+    )
+    single, double = (run({**job, "dtype": dtype}) for dtype in ("float32", "float64"))
+    assert single.curve("loss/train") == pytest.approx(double.curve("loss/train"), rel=1e-5)
 
 
 # ---------------------------------------------------------------- numbers that are not finite

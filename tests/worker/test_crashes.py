@@ -4,14 +4,16 @@ import queue
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from outcomes import complete, outcome, same
+from sqlalchemy import text
 from worker_houses import QUICK, House
 
+from regtrain.contract.events import Finished
 from regtrain.contract.states import Failure, State
 from regtrain.store import jobs, workers
 from worker.child import Child, Inbox, Ready
@@ -42,13 +44,18 @@ class Trainer:
         self.child = Child(device="cpu", threads=1, inbox=self._inbox)
         assert isinstance(self._next(), Ready)
 
-    def attempt(self, house: House, job: str) -> str:
-        """Claims the job and follows it to the end of the attempt; says how that was."""
+    def attempt(self, house: House, job: str, *, at_once: bool = False) -> str:
+        """Claims the job and follows it to the end of the attempt; says how that was. `at_once`: as if the loop had slept until then."""
         claim = jobs.claim(house.db, worker="test")
         assert claim is not None
         assert claim.job == job
         attempt = Attempt(house.db, claim, self.child, Settings(data=house.data, checkpoint_seconds=0))
         attempt.begin()
+        if at_once:
+            said = [self._next()]
+            while not isinstance(said[-1], Finished):
+                said.append(self._next())
+            attempt.take(said)
         while not attempt.over:
             attempt.take([self._next()])
             attempt.tick(leaving=0, nudged=False)
@@ -76,12 +83,11 @@ def trainers() -> Iterator["queue.Queue[Trainer]"]:
 @pytest.fixture(scope="module")
 def uninterrupted(house: House, trainers: "queue.Queue[Trainer]") -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
-    trainer = trainers.get()
-    for name, spec in (("short", SPEC), ("longer", LONGER)):
-        job = house.submit(spec)
-        assert trainer.attempt(house, job) == "succeeded"
-        found[name] = outcome(house, job)
-    trainers.put(trainer)
+    with _one_of(trainers) as trainer:
+        for name, spec in (("short", SPEC), ("longer", LONGER)):
+            job = house.submit(spec)
+            assert trainer.attempt(house, job) == "succeeded"
+            found[name] = outcome(house, job)
     return found
 
 
@@ -96,9 +102,8 @@ def test_the_loop_dies_anywhere(tmp_path: Path, trainers: "queue.Queue[Trainer]"
                 assert [r.worker for r in jobs.running(house.db)] == workers.gone(house.db)
                 (held,) = jobs.running(house.db)
                 assert jobs.rescue(house.db, held.job, held.attempt, held.beat) is State.QUEUED
-                trainer = trainers.get(timeout=100)
-                assert trainer.attempt(house, job) == "succeeded"
-                trainers.put(trainer)
+                with _one_of(trainers) as trainer:
+                    assert trainer.attempt(house, job) == "succeeded"
             complete(house, job)
             same(outcome(house, job), uninterrupted["longer" if longer else "short"])
             return place
@@ -106,6 +111,20 @@ def test_the_loop_dies_anywhere(tmp_path: Path, trainers: "queue.Queue[Trainer]"
     _sweep(die_at, "loop.")
     for place in ("loop.points", "loop.renamed", "loop.checkpointed"):
         assert die_at(place, 2, longer=True) == place
+
+
+def test_a_checkpoint_is_recorded_after_its_points_even_when_all_arrive_together(house: House, trainers: "queue.Queue[Trainer]", uninterrupted: dict[str, dict[str, Any]]) -> None:
+    """The database itself refuses a checkpoint whose points it does not have: loss/train of t updates ends at step t − 1."""
+    behind = "coalesce((SELECT max(last_step) FROM series WHERE job = NEW.job AND pack = NEW.pack AND name = 'loss/train'), -1) < NEW.step - 1"
+    with house.db.write() as connection:
+        connection.execute(text(f"CREATE TRIGGER in_order BEFORE INSERT ON checkpoints WHEN {behind} BEGIN SELECT RAISE(ABORT, 'before its points'); END"))
+    job = house.submit(LONGER)
+    with _one_of(trainers) as trainer:
+        assert trainer.attempt(house, job, at_once=True) == "succeeded"
+    with house.db.write() as connection:
+        connection.execute(text("DROP TRIGGER in_order"))
+    assert house.checkpoints(job) == 2
+    same(outcome(house, job), uninterrupted["longer"])
 
 
 def test_the_child_dies_anywhere(tmp_path: Path, trainers: "queue.Queue[Trainer]", uninterrupted: dict[str, dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,9 +141,8 @@ def test_the_child_dies_anywhere(tmp_path: Path, trainers: "queue.Queue[Trainer]
             place = marker.read_text() if marker.exists() else None
             assert ending == ("succeeded" if place is None or house.job(job).state is State.SUCCEEDED else "crashed")
             if ending == "crashed":
-                trainer = trainers.get(timeout=100)
-                assert trainer.attempt(house, job) == "succeeded"
-                trainers.put(trainer)
+                with _one_of(trainers) as trainer:
+                    assert trainer.attempt(house, job) == "succeeded"
             complete(house, job)
             same(outcome(house, job), uninterrupted["short"])
             return place
@@ -139,6 +157,15 @@ def test_a_job_that_kills_its_trainer_every_time_fails_after_three(house: House)
     assert job.error is not None
     assert "SIGKILL" in job.error["detail"]
     assert worker.wait(60) == 0
+
+
+@contextmanager
+def _one_of(trainers: "queue.Queue[Trainer]") -> Iterator[Trainer]:
+    trainer = trainers.get(timeout=100)
+    try:
+        yield trainer
+    finally:
+        trainers.put(trainer)
 
 
 def _sweep(die_at: Callable[[str, int], str | None], prefix: str) -> None:

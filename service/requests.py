@@ -20,7 +20,7 @@ _JOB = re.compile(r"job_[0-9A-Za-z]{1,64}", re.ASCII)
 _DATASET = re.compile(r"ds_[0-9A-Za-z]{1,64}", re.ASCII)
 
 
-def database(request: Request) -> Database:
+async def database(request: Request) -> Database:  # async, as FastAPI sends what is not to a thread
     return request.app.state.database
 
 
@@ -28,13 +28,13 @@ def settings(request: Request) -> Settings:
     return request.app.state.settings
 
 
-def job_id(id: Annotated[str, Path(description="The job's ID.", examples=["job_01JD3QZ7M8XK5T2V9R4C6B1N0P"])]) -> str:
+async def job_id(id: Annotated[str, Path(description="The job's ID.", examples=["job_01JD3QZ7M8XK5T2V9R4C6B1N0P"])]) -> str:
     if not _JOB.fullmatch(id):
         raise NotFound(f"there is no job {id[:100]!r}")
     return id
 
 
-def dataset_id(id: Annotated[str, Path(description="The dataset's ID.", examples=["ds_01JD3QZ7M8XK5T2V9R4C6B1N0P"])]) -> str:
+async def dataset_id(id: Annotated[str, Path(description="The dataset's ID.", examples=["ds_01JD3QZ7M8XK5T2V9R4C6B1N0P"])]) -> str:
     if not _DATASET.fullmatch(id):
         raise NotFound(f"there is no dataset {id[:100]!r}")
     return id

@@ -93,9 +93,9 @@ def digest(spec: JobSpec) -> str:
     return hashlib.sha256(json.dumps({k: v for k, v in resolved(spec).items() if k not in ("name", "metadata")}, sort_keys=True).encode()).hexdigest()
 
 
-def origin(given: dict[str, Any], spec: JobSpec) -> dict[str, str]:
+def origin(given: dict[str, Any], spec: dict[str, Any]) -> dict[str, str]:
     """Path → `given`, `default` or `searched` for every value of the resolved spec (rows of inline datasets count as one)."""
-    return dict(_origins(resolved(spec), given, ""))
+    return dict(_origins(spec, given, ""))
 
 
 def batch_size(spec: JobSpec, rows: Counts) -> int:

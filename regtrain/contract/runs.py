@@ -77,11 +77,12 @@ def _ranges(node: Any, path: list[str]) -> Iterator[tuple[str, Range]]:
         yield ".".join(path), node
     elif _is_tuple(node):
         for index, inner in enumerate(node):
-            if not isinstance(inner, int | float | str | tuple):
+            if isinstance(inner, Part):
                 yield from _ranges(inner, [*path, str(index)])
     elif isinstance(node, Part):
-        for name, info in type(node).model_fields.items():
-            yield from _ranges(getattr(node, name), [*path, info.alias or name])
+        for name, inner in node:
+            if isinstance(inner, Part) or _is_tuple(inner):
+                yield from _ranges(inner, [*path, type(node).model_fields[name].alias or name])
 
 
 def _with(spec: JobSpec, values: dict[str, float]) -> JobSpec:

@@ -200,7 +200,7 @@ def test_digest_is_of_what_determines_the_numbers() -> None:
 
 def test_origin_of_every_value() -> None:
     sent = changed({"regularizers.0.lambda": {"values": [0.1, 1]}, "clip": None, "metadata": {"values": "a label"}})
-    found = origin(sent, parse(json.dumps(sent)))
+    found = origin(sent, resolved(parse(json.dumps(sent))))
     assert found["regularizers.0.lambda"] == "searched"
     assert found["regularizers.0.method"] == "default"
     assert found["optimizer.lr"] == "given"
@@ -215,7 +215,7 @@ def test_origin_of_every_value() -> None:
 def test_origin_survives_a_round_trip_through_json() -> None:
     sent = changed({})
     spec = parse(json.dumps(sent))
-    assert origin(sent, parse(json.dumps(resolved(spec)))) == origin(sent, spec)
+    assert origin(sent, resolved(parse(json.dumps(resolved(spec))))) == origin(sent, resolved(spec))
 
 
 MODELS = [

@@ -5,9 +5,11 @@ import os
 import sys
 from pathlib import Path
 
+from sqlalchemy import make_url
+
 from regtrain.contract.errors import RegtrainError
 from regtrain.store.backup import backup, restore
-from regtrain.store.database import open_database
+from regtrain.store.database import StoreError, open_database
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -22,14 +24,26 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(chosen: argparse.Namespace) -> str:
+    match chosen.command:
+        case "backup":
+            return f"backed up to {backup(_file(chosen), chosen.file)}"
+        case "restore":
+            return f"restored {restore(chosen.file, _file(chosen))}"
+        case _:
+            db = open_database(chosen.database_url, chosen.data)
+            db.close()
+            return f"{db.writer.url.render_as_string()} is up to date"
+
+
+def _file(chosen: argparse.Namespace) -> Path:
+    """The SQLite file of the data folder or of the URL."""
     data: Path = chosen.data
-    if chosen.command == "restore":
-        return f"restored {restore(chosen.file, data / 'regtrain.db')}"
-    db = open_database(chosen.database_url, data)
-    try:
-        return f"backed up to {backup(db, chosen.file)}" if chosen.command == "backup" else f"{db.writer.url.render_as_string()} is up to date"
-    finally:
-        db.close()
+    if not chosen.database_url:
+        return data / "regtrain.db"
+    address = make_url(chosen.database_url)
+    if address.get_backend_name() != "sqlite" or not address.database:
+        raise StoreError("this command is for SQLite; PostgreSQL has pg_dump and pg_restore")
+    return Path(address.database)
 
 
 def _parser() -> argparse.ArgumentParser:

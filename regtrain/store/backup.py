@@ -11,7 +11,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from regtrain.store.database import Database, StoreError, sqlite
+from regtrain.store.database import StoreError, sqlite
 from regtrain.store.files import place, sync_folder
 from regtrain.store.migrations import HEAD
 
@@ -19,20 +19,23 @@ _PAGES = 1024
 """Pages a step; between steps writers go on."""
 
 
-def backup(db: Database, target: Path) -> Path:
+def backup(database: Path, target: Path) -> Path:
     """Copies the database into one file, durably: first under a temporary name, and renamed only when it is found whole.
 
     Raises:
-        StoreError: the database is on PostgreSQL, or the copy is damaged.
+        StoreError: there is no such database, or the copy is damaged.
     """
-    if not db.on_sqlite:
-        raise StoreError("a PostgreSQL database is backed up with pg_dump")
+    if not database.is_file():
+        raise StoreError(f"there is no database {database}")
     target = target.resolve()
     target.parent.mkdir(parents=True, exist_ok=True)
     with _temporary(target) as copy:
-        with closing(sqlite.connect(db.writer.url.database)) as source, closing(sqlite.connect(copy)) as destination:
-            source.backup(destination, pages=_PAGES)
-            destination.execute("PRAGMA journal_mode=DELETE")  # one file, without a log beside it
+        try:
+            with closing(sqlite.connect(database)) as source, closing(sqlite.connect(copy)) as destination:
+                source.backup(destination, pages=_PAGES)
+                destination.execute("PRAGMA journal_mode=DELETE")  # one file, without a log beside it
+        except sqlite.DatabaseError as error:
+            raise StoreError(f"{database} cannot be copied: {error}") from error
         _check(copy)
         _sync(copy)
         return place(copy, target)

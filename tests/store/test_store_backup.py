@@ -11,7 +11,7 @@ from regtrain.contract.errors import NotFound
 from regtrain.store import jobs, series
 from regtrain.store.__main__ import main
 from regtrain.store.backup import backup
-from regtrain.store.database import Database, StoreError, open_database
+from regtrain.store.database import open_database
 
 
 def test_a_drill(tmp_path: Path) -> None:
@@ -24,6 +24,7 @@ def test_a_drill(tmp_path: Path) -> None:
     jobs.report(db, held, [act.started(steps=200_000), act.points(loss_train=(range(200_000), values))])
     act.finish(db, held)
     before = jobs.get(db, job.id)
+    waiting = act.submit(db)
     stop = threading.Event()
 
     def load() -> None:
@@ -50,7 +51,7 @@ def test_a_drill(tmp_path: Path) -> None:
     np.testing.assert_array_equal(curve.y, values)
     with pytest.raises(NotFound):
         jobs.get(db, late.id)
-    assert jobs.claim(db, worker="w1") is not None
+    assert act.claim(db).job == waiting.id
     act.submit(db)
     db.close()
     assert not list(data.glob("*.part*"))
@@ -60,7 +61,7 @@ def test_a_restore_over_a_healthy_database_replaces_its_log_too(tmp_path: Path) 
     data, copy = tmp_path / "data", tmp_path / "copy.db"
     db = open_database(None, data)
     first = act.submit(db)
-    backup(db, copy)
+    backup(data / "regtrain.db", copy)
     second = act.submit(db)
     db.close()
     assert main(["restore", "--data", str(data), str(copy)]) == 0
@@ -92,7 +93,7 @@ def test_a_damaged_copy_is_found(tmp_path: Path) -> None:
     db = open_database(None, data)
     for _ in range(200):
         act.submit(db)
-    backup(db, copy)
+    backup(data / "regtrain.db", copy)
     db.close()
     content = bytearray(copy.read_bytes())
     middle = len(content) // 2
@@ -107,9 +108,21 @@ def test_migrate_says_that_it_is_done(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "up to date" in capsys.readouterr().out
 
 
-def test_postgresql_has_its_own_tools(db: Database, tmp_path: Path) -> None:
-    if db.on_sqlite:
-        assert backup(db, tmp_path / "copy.db").is_file()
-    else:
-        with pytest.raises(StoreError, match="pg_dump"):
-            backup(db, tmp_path / "copy.db")
+def test_a_backup_neither_makes_nor_changes_a_database(tmp_path: Path) -> None:
+    assert main(["backup", "--data", str(tmp_path), str(tmp_path / "copy.db")]) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", ["backup", "restore"])
+def test_the_url_says_which_file(tmp_path: Path, command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    db = open_database(f"sqlite:///{tmp_path}/else.db", tmp_path)
+    job = act.submit(db)
+    db.close()
+    where = ["--data", str(tmp_path), "--database-url"]
+    assert main(["backup", *where, f"sqlite:///{tmp_path}/else.db", str(tmp_path / "copy.db")]) == 0
+    assert main(["restore", *where, f"sqlite:///{tmp_path}/again.db", str(tmp_path / "copy.db")]) == 0
+    db = open_database(f"sqlite:///{tmp_path}/again.db", tmp_path)
+    assert jobs.get(db, job.id) == job
+    db.close()
+    assert main([command, *where, "postgresql://host/db", str(tmp_path / "copy.db")]) == 1
+    assert "pg_dump" in capsys.readouterr().err

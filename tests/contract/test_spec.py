@@ -67,7 +67,7 @@ specs = st.fixed_dictionaries(
         "budget": st.fixed_dictionaries({}, optional={"epochs": st.integers(1, 99), "batch_size": st.one_of(st.just("all"), st.integers(1, 99))}),
         "selection": st.fixed_dictionaries({"seeds": st.integers(1, 3)}),
         "seed": st.integers(0, 2**53),
-        "name": st.text(max_size=20),
+        "name": st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=20),
     },
 )
 often = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])

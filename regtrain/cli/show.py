@@ -1,6 +1,7 @@
 """Jobs in a terminal."""
 
 from collections.abc import Iterable
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -29,14 +30,15 @@ def watch(console: Console, seen: "Iterable[Job]") -> "Job":
         MofNCompleteColumn(table_column=Column(no_wrap=True)),
         TextColumn("{task.fields[metrics]}", table_column=Column(no_wrap=True, overflow="ellipsis")),
     ]
-    last: Job | None = None
-    with Progress(*columns, console=console) as bar:
-        task = bar.add_task("queued", total=None, metrics="")
-        for last in seen:
-            progress = last.get("progress") or {}
-            bar.update(task, description=last["state"], completed=progress.get("step", 0), total=progress.get("steps"), metrics=_brief(last.get("metrics") or {}))
+    following = iter(seen)
+    last = next(following, None)
     if last is None:
         raise RegtrainError("there is nothing to watch")
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task("queued", total=None, metrics="")
+        for last in chain([last], following):
+            progress = last.get("progress") or {}
+            bar.update(task, description=last["state"], completed=progress.get("step", 0), total=progress.get("steps"), metrics=_brief(last.get("metrics") or {}))
     return last
 
 

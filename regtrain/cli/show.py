@@ -31,12 +31,13 @@ def watch(console: Console, seen: "Iterable[Job]") -> "Job":
         TextColumn("{task.fields[metrics]}", table_column=Column(no_wrap=True, overflow="ellipsis")),
     ]
     following = iter(seen)
-    last = next(following, None)
-    if last is None:
+    first = next(following, None)
+    if first is None:
         raise RegtrainError("there is nothing to watch")
+    last = first
     with Progress(*columns, console=console) as bar:
         task = bar.add_task("queued", total=None, metrics="")
-        for last in chain([last], following):
+        for last in chain([first], following):
             progress = last.get("progress") or {}
             bar.update(task, description=last["state"], completed=progress.get("step", 0), total=progress.get("steps"), metrics=_brief(last.get("metrics") or {}))
     return last

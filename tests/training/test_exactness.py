@@ -98,6 +98,17 @@ def test_elastic_net_is_l1_and_l2_together():
     same(coefficients(found, 0), known("enet_0.01_0.5"))
 
 
+@pytest.mark.parametrize("optimizer", [sgd(0.1), sgd(0.1, 0.9), {"kind": "adam", "lr": 0.5}], ids=["sgd", "momentum", "adam"])
+def test_proximal_penalties_on_the_same_weights_add_up(optimizer):
+    """Two elastic nets and an L1: one elastic net with the sum of their L1 parts (0.6 + 2 + 3) and of their L2 parts (0.4 + 0.5)."""
+    parts = ({"kind": "elastic_net", "lambda": 1.0, "l1_ratio": 0.6}, {"kind": "l1", "lambda": 3.0}, {"kind": "elastic_net", "lambda": 2.5, "l1_ratio": 0.8})
+    whole = {"kind": "elastic_net", "lambda": 6.5, "l1_ratio": 5.6 / 6.5}
+    several, one = diabetes(optimizer, *parts, steps=60), diabetes(optimizer, whole, steps=60)
+    same(coefficients(several, 0), coefficients(one, 0), rel=1e-13)
+    assert several.runs[0].zeros["head.weight"] > 0
+    assert several.runs[0].metrics["objective/train"] == pytest.approx(one.runs[0].metrics["objective/train"], rel=1e-13)
+
+
 def test_adam_with_a_decaying_rate_reaches_the_same_objective_and_support():
     """scikit-learn's objective is SSE/2n + α‖w‖₁ (+ the elastic net's parts), which is ours."""
     adam = {"kind": "adam", "lr": 5.0, "schedule": {"kind": "cosine"}}

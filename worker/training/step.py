@@ -10,19 +10,19 @@ from torch import Tensor
 
 from regtrain.contract.diagnostics import includes
 from regtrain.contract.models import BatchNorm
-from regtrain.contract.regularizers import L1, ElasticNet, WeightDecay
+from regtrain.contract.regularizers import WeightDecay
 from worker.training import diagnostics
 from worker.training.diagnostics import Measured
 from worker.training.losses import loss as loss_of
 from worker.training.models import Moments, backward, forward
 from worker.training.optimizers import clipped
 from worker.training.pack import Pack
-from worker.training.regularizers import gradient as gradient_of
-from worker.training.regularizers import is_coupled, is_proximal, penalty, prox, shortened
+from worker.training.penalties import settle
+from worker.training.regularizers import is_coupled, shortened
 
 ORDER = (
     "gather", "forward", "loss", "backward", "accumulate", "finite check", "gradient statistics", "coupled penalties", "clip",
-    "optimizer direction", "step penalty", "decoupled decay", "update", "prox", "weight statistics",
+    "optimizer direction", "step penalty", "decoupled decay", "update", "prox", "projection", "weight statistics",
 )  # fmt: skip
 """What happens in a step, as it is echoed in the result."""
 
@@ -104,13 +104,12 @@ def _with_penalties(pack: Pack, gradient: Tensor, loss: Tensor, measured: Measur
     watch = includes(pack.spec.diagnostics, "standard")
     objective, added, total = loss, gradient, None
     for p in pack.penalties:
-        values = [penalty(p.spec, pack.flat[:, c], p.lam, p.ratio) for c in p.columns]
-        measured[p.name] = value = values[0] if len(values) == 1 else torch.stack(values).sum(0)
+        measured[p.name] = value = p.value(pack.flat)
         objective = objective + value
         coupled = is_coupled(p.spec)
         if not (coupled or watch):
             continue
-        own = [gradient_of(p.spec, pack.flat[:, c], p.lam, p.ratio) for c in p.columns]
+        own = p.gradients(pack.flat)
         if coupled:
             added = gradient.clone() if added is gradient else added
             _add(added, own, p.columns)
@@ -134,7 +133,7 @@ def _add(whole: Tensor, parts: list[Tensor], columns: list[slice]) -> Tensor:
 
 
 def _update(pack: Pack, gradient: Tensor, active: Tensor | None, lr: Tensor, measured: Measured) -> None:
-    """Direction, step penalty, decoupled decay, update and prox; nothing moves where `active` (R, 1) is false. None: all runs move."""
+    """Direction, step penalty, decoupled decay, update, prox and projection; nothing moves where `active` (R, 1) is false. None: all runs move."""
     direction, factor = _direction(pack, gradient, active)
     rate = lr
     if active is not None:
@@ -149,6 +148,8 @@ def _update(pack: Pack, gradient: Tensor, active: Tensor | None, lr: Tensor, mea
         pack.flat.add_(pack.update)
         return
     after = _decayed(pack, pack.update, rate, factor)
+    if pack.bounds and active is not None:  # a projection moves weights that no rate holds still
+        after = torch.where(active, after, pack.flat)
     torch.sub(after, pack.flat, out=pack.update)
     pack.flat.copy_(after)
 
@@ -165,16 +166,12 @@ def _direction(pack: Pack, gradient: Tensor, active: Tensor | None) -> tuple[Ten
 
 
 def _decayed(pack: Pack, update: Tensor, rate: Tensor, factor: Tensor) -> Tensor:
-    """The new weights under decoupled decay and proximal penalties.  (R, P)"""
+    """The new weights under decoupled decay, proximal penalties and constraints.  (R, P)"""
     weights = pack.flat.clone()
     for p in pack.penalties:
         if isinstance(p.spec, WeightDecay):
             for c in p.columns:
                 weights[:, c] *= 1 - rate * p.lam
     weights += update
-    reach = rate * factor
-    for p in sorted((p for p in pack.penalties if is_proximal(p.spec)), key=lambda p: isinstance(p.spec, ElasticNet)):
-        assert isinstance(p.spec, L1 | ElasticNet)
-        for c in p.columns:
-            weights[:, c] = prox(p.spec, weights[:, c], p.lam, reach if reach.shape[1] == 1 else reach[:, c], p.ratio)
+    settle(weights, pack.penalties, pack.bounds, rate * factor)
     return weights

@@ -18,15 +18,17 @@ from training_jobs import FROZEN, Outcome, distance, events, inline, outcome, ru
 
 from regtrain.contract.catalog import FAMILIES
 from regtrain.contract.datasets import BUNDLED, Dataset, Facts, counts, facts_of
-from regtrain.contract.errors import DataError
+from regtrain.contract.errors import DataError, Diverged
 from regtrain.contract.losses import Loss
 from regtrain.contract.models import Activation
-from regtrain.contract.regularizers import Regularizer
+from regtrain.contract.regularizers import FeatureGroup, Regularizer
 from worker.training import datasets as rows_of
 from worker.training.losses import loss as loss_of
 from worker.training.losses import target
+from worker.training.models import Slot
 from worker.training.optimizers import clipped
-from worker.training.regularizers import gradient, penalty, prox, shortened
+from worker.training.penalties import groups_in, norms_in
+from worker.training.regularizers import Groups, gradient, penalty, projected, prox, shortened
 
 DOUBLE = torch.float64
 DATA = Path(__file__).parent
@@ -58,55 +60,67 @@ BY_HAND: dict[str, tuple[dict[str, Any], float]] = {
     "l1": ({"method": "proximal"}, 7.5),  # 3 + 4 + 0 + 0.5
     "l2": ({}, 12.625),  # (9 + 16 + 0 + 0.25) / 2
     "elastic_net": ({"l1_ratio": 0.25}, 11.34375),  # 0.25·7.5 + 0.75·12.625
+    "group_lasso": ({}, math.sqrt(2) * 5.5),  # W as two rows of two: √2·(5 + 0.5)
+    "sparse_group_lasso": ({"l1_ratio": 0.25}, 0.25 * 7.5 + 0.75 * math.sqrt(2) * 5.5),
     "weight_decay": ({}, 12.625),  # the ledger's λ·½Σw²
 }
 NOT_ON_WEIGHTS = {"step_penalty": {"lambda": 0.5}, "dropout": {"rate": 0.5}, "early_stopping": {}}
 """Proved further below, and early stopping in test_one_engine.py."""
-PROXIMAL = ("l1", "elastic_net")
+CONSTRAINTS: dict[str, tuple[dict[str, Any], list[float]]] = {
+    "non_negative": ({}, [3.0, 0.0, 0.0, 0.5]),
+    "box": ({"low": -1.0, "high": 2.0}, [2.0, -1.0, 0.0, 0.5]),
+    "l2_ball": ({"radius": 2.0}, [2 / math.sqrt(25.25) * w for w in (3.0, -4.0, 0.0, 0.5)]),
+    "max_norm": ({"max": 2.0}, [1.2, -1.6, 0.0, 0.5]),  # ‖(3, −4)‖ = 5, ‖(0, 0.5)‖ = 0.5
+    "unit_norm": ({}, [0.6, -0.8, 0.0, 1.0]),
+}
+"""Fields, and the projection of W as two rows of two."""
+PROXIMAL = ("l1", "elastic_net", "group_lasso", "sparse_group_lasso")
+ROWS_OF_W = [Slot("head.weight", 0, 4, (2, 2))]
 
 
-def on_weights(kind: str) -> tuple[Any, Tensor | None]:
+def on_weights(kind: str) -> tuple[Any, Tensor | None, Groups | None]:
     regularizer = read(Regularizer, {"kind": kind, "lambda": 1.0, **BY_HAND[kind][0]})
-    return regularizer, torch.tensor([[regularizer.l1_ratio]], dtype=DOUBLE) if kind == "elastic_net" else None
+    ratio = torch.tensor([[regularizer.l1_ratio]], dtype=DOUBLE) if hasattr(regularizer, "l1_ratio") else None
+    return regularizer, ratio, groups_in(ROWS_OF_W, "rows", (), torch.device("cpu")) if "group" in kind else None
 
 
 @pytest.mark.parametrize("kind", BY_HAND)
 def test_penalty_by_hand_and_linear_in_lambda(kind):
-    regularizer, ratio = on_weights(kind)
-    stacked = penalty(regularizer, W.expand(3, -1), column(0.0, 1.0, 2.0), ratio)
+    regularizer, *of = on_weights(kind)
+    stacked = penalty(regularizer, W.expand(3, -1), column(0.0, 1.0, 2.0), *of)
     by_hand = BY_HAND[kind][1]
     assert stacked.tolist() == pytest.approx([0.0, by_hand, 2 * by_hand], rel=1e-14)
 
 
 @pytest.mark.parametrize("kind", BY_HAND)
 def test_penalty_is_zero_at_zero_and_never_negative(kind):
-    regularizer, ratio = on_weights(kind)
+    regularizer, *of = on_weights(kind)
     draw = torch.Generator().manual_seed(0)
-    assert penalty(regularizer, torch.zeros(1, 4, dtype=DOUBLE), column(3.0), ratio).item() == 0.0
-    assert all(penalty(regularizer, torch.randn(1, 4, generator=draw, dtype=DOUBLE), column(0.3), ratio) > 0 for _ in range(50))
+    assert penalty(regularizer, torch.zeros(1, 4, dtype=DOUBLE), column(3.0), *of).item() == 0.0
+    assert all(penalty(regularizer, torch.randn(1, 4, generator=draw, dtype=DOUBLE), column(0.3), *of) > 0 for _ in range(50))
 
 
 @pytest.mark.parametrize("kind", BY_HAND)
 def test_penalty_gradient_by_finite_differences(kind):
-    regularizer, ratio = on_weights(kind)
+    regularizer, *of = on_weights(kind)
     w = W + 0.1  # away from the kink at 0
     lam, h = column(0.7), 1e-5
-    found = gradient(regularizer, w, lam, ratio)
+    found = gradient(regularizer, w, lam, *of)
     for i in range(4):
         e = torch.zeros_like(w)
         e[0, i] = h
-        slope = (penalty(regularizer, w + e, lam, ratio) - penalty(regularizer, w - e, lam, ratio)) / (2 * h)
+        slope = (penalty(regularizer, w + e, lam, *of) - penalty(regularizer, w - e, lam, *of)) / (2 * h)
         assert found[0, i].item() == pytest.approx(slope.item(), rel=1e-8, abs=1e-9)
 
 
 @pytest.mark.parametrize("kind", PROXIMAL)
 @pytest.mark.parametrize(("lam", "step"), [(0.7, 0.3), (5.0, 0.8), (0.0, 1.0)])
 def test_prox_beats_every_neighbour(kind, lam, step):
-    regularizer, ratio = on_weights(kind)
-    u = prox(regularizer, W, column(lam), column(step), ratio)
+    regularizer, *of = on_weights(kind)
+    u = prox(regularizer, W, column(lam), column(step), *of)
 
     def cost(v: Tensor) -> float:
-        return (0.5 * (v - W).square().sum() + step * penalty(regularizer, v, column(lam), ratio)).item()
+        return (0.5 * (v - W).square().sum() + step * penalty(regularizer, v, column(lam), *of)).item()
 
     draw = torch.Generator().manual_seed(0)
     assert all(cost(u) <= cost(u + scale * torch.randn(u.shape, generator=draw, dtype=DOUBLE)) for scale in (1e-4, 1e-2, 1.0) for _ in range(200))
@@ -114,14 +128,106 @@ def test_prox_beats_every_neighbour(kind, lam, step):
 
 @pytest.mark.parametrize("kind", BY_HAND)
 def test_a_run_in_a_stack_equals_the_run_alone(kind):
-    regularizer, ratio = on_weights(kind)
+    regularizer, *of = on_weights(kind)
     w = torch.randn(5, 4, generator=torch.Generator().manual_seed(1), dtype=DOUBLE)
     lam, step = column(0, 0.1, 1, 2, 9), column(1, 1, 0.5, 0.5, 0.1)
     each = [slice(r, r + 1) for r in range(5)]
-    assert torch.equal(penalty(regularizer, w, lam, ratio), torch.cat([penalty(regularizer, w[r], lam[r], ratio) for r in each]))
-    assert torch.equal(gradient(regularizer, w, lam, ratio), torch.cat([gradient(regularizer, w[r], lam[r], ratio) for r in each]))
+    assert torch.equal(penalty(regularizer, w, lam, *of), torch.cat([penalty(regularizer, w[r], lam[r], *of) for r in each]))
+    assert torch.equal(gradient(regularizer, w, lam, *of), torch.cat([gradient(regularizer, w[r], lam[r], *of) for r in each]))
     if kind in PROXIMAL:
-        assert torch.equal(prox(regularizer, w, lam, step, ratio), torch.cat([prox(regularizer, w[r], lam[r], step[r], ratio) for r in each]))
+        assert torch.equal(prox(regularizer, w, lam, step, *of), torch.cat([prox(regularizer, w[r], lam[r], step[r], *of) for r in each]))
+
+
+GROUPINGS: dict[str, tuple[Any, tuple[int, ...], float]] = {
+    "rows": ("rows", (2, 2), math.sqrt(2) * 5.5),
+    "columns": ("columns", (2, 2), math.sqrt(2) * (3 + math.sqrt(16.25))),  # (3, 0) and (−4, 0.5)
+    "tensor": ("tensor", (2, 2), math.sqrt(25.25)),
+    "features": ((FeatureGroup(name="ends", features=("a", "d")), FeatureGroup(name="one", features=("b",)), FeatureGroup(name="zero", features=("c",))), (1, 4),
+                 math.sqrt(2) * math.sqrt(9.25) + 4),  # (3, 0.5), (−4), (0)
+    "filters": ("rows", (2, 1, 1, 2), math.sqrt(2) * 5.5),
+    "channels": ("columns", (1, 2, 1, 2), math.sqrt(2) * 5.5),
+    "rows of a bias": ("rows", (4,), 7.5),
+    "columns of a bias": ("columns", (4,), 2 * math.sqrt(25.25)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("how", GROUPINGS)
+def test_groups_by_hand(how):
+    by, shape, value = GROUPINGS[how]
+    groups = groups_in([Slot("head.weight", 0, 4, shape)], by, tuple("abcd"), torch.device("cpu"))
+    group_lasso = read(Regularizer, {"kind": "group_lasso", "lambda": 1.0})
+    assert penalty(group_lasso, W, column(1.0), None, groups).item() == pytest.approx(value, rel=1e-14)
+
+
+def test_groups_of_two_tensors_side_by_side_do_not_mix():
+    both = groups_in([Slot("a", 0, 4, (2, 2)), Slot("b", 4, 6, (1, 2))], "rows", (), torch.device("cpu"))
+    assert both.norms(torch.tensor([[3.0, 4, 5, 12, 8, 15]])).tolist() == [[5, 13, 17]]
+    assert both.spread(torch.tensor([[1.0, 2, 3]])).tolist() == [[1, 1, 2, 2, 3, 3]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, DOUBLE])
+@pytest.mark.parametrize("kind", ["group_lasso", "sparse_group_lasso"])
+def test_groups_shrink_to_exact_zeros_and_no_norm_is_divided_by_zero(kind, dtype):
+    """‖(3, −4)‖ = 5 is shortened by √2·λ·step; (0, 0.5), a group of zeros, and one so small that its squares underflow become zero."""
+    regularizer, ratio, _ = on_weights(kind)
+    groups = groups_in([Slot("head.weight", 0, 8, (4, 2))], "rows", (), torch.device("cpu"))
+    w = torch.tensor([[3.0, -4.0, 0.0, 0.5, 0.0, 0.0, 1e-30, -1e-30]], dtype=dtype)
+    zero = None if ratio is None else torch.zeros_like(ratio)
+    u = prox(regularizer, w, column(1.0).to(dtype), column(1.0).to(dtype), zero, groups)
+    shorter = 1 - math.sqrt(2) / 5
+    assert u[0].tolist() == pytest.approx([3 * shorter, -4 * shorter, 0, 0, 0, 0, 0, 0], rel=1e-6)
+    assert torch.count_nonzero(u) == 2
+    assert torch.equal(prox(regularizer, w, column(0.0).to(dtype), column(1.0).to(dtype), zero, groups), w)
+    assert bool(gradient(regularizer, torch.zeros_like(w), column(1.0).to(dtype), zero, groups).eq(0).all())
+
+
+@pytest.mark.parametrize("kind", CONSTRAINTS)
+def test_projection_by_hand_is_the_nearest_point_and_leaves_it_alone(kind):
+    fields, want = CONSTRAINTS[kind]
+    constraint = read(Regularizer, {"kind": kind, **fields})
+    of = (column(fields.get("low", 0.0)), column(next((v for k, v in fields.items() if k != "low"), 0.0)), norms_in(constraint, ROWS_OF_W, torch.device("cpu")))
+    found = projected(constraint, W, *of)
+    assert found[0].tolist() == pytest.approx(want, rel=1e-14)
+    assert projected(constraint, found, *of)[0].tolist() == pytest.approx(want, rel=1e-14)
+    draw = torch.Generator().manual_seed(0)
+    others = [projected(constraint, found + scale * torch.randn(W.shape, generator=draw, dtype=DOUBLE), *of) for scale in (1e-4, 1e-2, 1.0) for _ in range(100)]
+    assert all((found - W).norm() <= (other - W).norm() * (1 + 1e-12) for other in others)
+    zeros = torch.zeros_like(W)
+    assert torch.equal(projected(constraint, zeros, *of), zeros)
+    assert bool(projected(constraint, torch.full_like(W, math.nan), *of).isnan().any())
+
+
+@pytest.mark.parametrize("kind", CONSTRAINTS)
+def test_a_constraint_holds_after_every_update_in_every_run(kind):
+    x, y = rows_of_classes(24, 5, 3)
+    fields, _ = CONSTRAINTS[kind]
+    limit = {"box": {"low": {"values": [-0.2, -0.1]}, "high": 0.1}, "l2_ball": {"radius": {"values": [0.5, 0.7]}}, "max_norm": {"max": {"values": [0.2, 0.3]}}}.get(kind, {})
+    job = spec(inline(x, y), {"kind": "mlp", "hidden": [4]}, "cross_entropy", sgd(0.5, 0.9), {"kind": kind, **fields, **limit}, epochs=7, selection={"seeds": 2})
+    found = run(job)
+    assert found.started.penalised["regularizers.0"] == ["layers.0.weight", "head.weight"]
+    for r, of in found.runs.items():
+        high = next((v["values"][r // 2] for v in limit.values() if isinstance(v, dict)), None)
+        tensors = [found.weights[name][r] for name in ("layers.0.weight", "head.weight")]
+        rows = torch.cat([w.norm(dim=1) for w in tensors])
+        everything = torch.cat([w.flatten() for w in tensors])
+        holds = {
+            "non_negative": everything.min() >= 0, "box": everything.min() >= (high or 0) and everything.max() <= 0.1,
+            "l2_ball": everything.norm() <= (high or 0) * (1 + 1e-14), "max_norm": rows.max() <= (high or 0) * (1 + 1e-14), "unit_norm": (rows - 1).abs().max() < 1e-14,
+        }  # fmt: skip
+        assert bool(holds[kind]), kind
+        assert of.metrics["loss/train"] > 0
+        assert not any(name.startswith("penalty/") for name in of.metrics)
+
+
+def test_runs_that_have_stopped_are_not_projected():
+    """A run that diverges at once keeps its initial weights, which the constraint forbids."""
+    x, y = rows_of_classes(24, 5, 3)
+    job = spec(inline(1e300 * x, y), {"kind": "mlp", "hidden": [4], "activation": "identity"}, "squared_error", sgd(0.1), {"kind": "non_negative"}, epochs=3)
+    with pytest.raises(Diverged):
+        events(job, scratch=Path("/nonexistent"))
+    kept = run({**job, "dataset": inline(x, y), "optimizer": sgd({"values": [1e300, 0.01]}), "budget": {"epochs": 40, "batch_size": "all"}})
+    assert kept.runs[0].state == "failed"
+    assert kept.runs[1].state == "succeeded"
 
 
 @pytest.mark.parametrize("kind", BY_HAND)
@@ -134,16 +240,29 @@ def test_the_ledger_of_a_job_equals_the_penalty_of_its_weights(kind, on):
     short, long = run({**job, "budget": {"epochs": 3, "batch_size": "all"}}), run({**job, "budget": {"epochs": 4, "batch_size": "all"}})
     names = {"weights": [n for n in short.weights if n.endswith("weight")], "all": list(short.weights)}.get(str(on), ["layers.1.weight"])
     w = torch.cat([short.weights[n][0].flatten() for n in names]).numpy()
-    value = {"l1": np.abs(w).sum(), "elastic_net": 0.25 * np.abs(w).sum() + 0.375 * (w**2).sum()}.get(kind, 0.5 * (w**2).sum())
+    of_rows = sum(
+        math.sqrt(t[0].numel()) * t.flatten(1).norm(dim=1).sum().item()
+        for t in (short.weights[n][0].unflatten(0, (-1, 1)) if short.weights[n].dim() == 2 else short.weights[n][0] for n in names)
+    )
+    by_kind = {
+        "l1": np.abs(w).sum(),
+        "elastic_net": 0.25 * np.abs(w).sum() + 0.375 * (w**2).sum(),
+        "group_lasso": of_rows,
+        "sparse_group_lasso": 0.25 * np.abs(w).sum() + 0.75 * of_rows,
+    }
+    value = by_kind.get(kind, 0.5 * (w**2).sum())
     assert long.curve(f"penalty/{kind}")[3] == pytest.approx(0.01 * value, rel=1e-13)
     assert short.runs[0].metrics[f"penalty/{kind}"] == pytest.approx(0.01 * value, rel=1e-13)
     assert long.curve("objective/train") == pytest.approx(long.curve("loss/train") + long.curve(f"penalty/{kind}"), rel=1e-14)
     assert sorted(short.started.penalised["regularizers.0"]) == sorted(names)
 
 
-@pytest.mark.parametrize("kind", [*BY_HAND, *NOT_ON_WEIGHTS])
+@pytest.mark.parametrize("kind", [*BY_HAND, *CONSTRAINTS, *NOT_ON_WEIGHTS])
 def test_regularizer_survives_the_round_trip_through_json(kind):
-    given = {"kind": kind, **({"lambda": {"log": [1e-4, 1.0], "points": 5}} | BY_HAND[kind][0] if kind in BY_HAND else NOT_ON_WEIGHTS[kind])}
+    given = {
+        "kind": kind,
+        **({"lambda": {"log": [1e-4, 1.0], "points": 5}} | BY_HAND[kind][0] if kind in BY_HAND else CONSTRAINTS[kind][0] if kind in CONSTRAINTS else NOT_ON_WEIGHTS[kind]),
+    }
     regularizer = read(Regularizer, given)
     assert TypeAdapter(Regularizer).validate_json(regularizer.model_dump_json()) == regularizer
     assert set(given) <= set(regularizer.model_dump(mode="json"))
@@ -416,6 +535,67 @@ def test_running_statistics_equal_those_of_torch_and_serve_the_evaluation(model)
         assert torch.allclose(after.weights[name.replace("mean", "var")][0], norm.running_var, rtol=1e-13, atol=1e-15)
     net.eval()
     assert before.curve("loss/val")[1] == pytest.approx(F.cross_entropy(net(shaped[15:]), y[15:]).item(), rel=1e-13)
+
+
+@pytest.mark.parametrize("model", [m for m in EACH_MODEL if "batch" in str(m.values)])
+def test_accumulation_with_batch_norm_equals_torch_over_its_micro_batches(model):
+    """20 rows in micro-batches of 7, 7 and 6: each is normalised by its own statistics, and each enters the running averages."""
+    x, y = rows_of_classes(20, 72, 3)
+    model = {**model, "init": {"kind": "torch"}, **({"image": [2, 6, 6]} if model["kind"] == "cnn" else {})}
+    job = spec(inline(x, y), model, "cross_entropy", sgd(FROZEN), accumulate=3)
+    before, after = run(job), run({**job, "optimizer": sgd(1.0)})
+    net, named = plain(model, before.weights)
+    shaped, losses = x.view(20, 2, 6, 6) if model["kind"] == "cnn" else x, []
+    for part in (slice(0, 7), slice(7, 14), slice(14, 20)):
+        loss = F.cross_entropy(net(shaped[part]), y[part], reduction="sum") / 20
+        loss.backward()
+        losses.append(loss.item())
+    assert before.curve("loss/train")[0] == pytest.approx(sum(losses), rel=1e-13)
+    for name, value in named.items():
+        assert value.grad is not None
+        assert (before.weights[name][0] - after.weights[name][0] - value.grad).abs().max() < 1e-13, name
+    for name, norm in zip([n for n in after.weights if n.endswith("running_mean")], [m for m in net.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)], strict=True):
+        assert torch.allclose(after.weights[name][0], norm.running_mean, rtol=1e-13, atol=1e-15)
+        assert torch.allclose(after.weights[name.replace("mean", "var")][0], norm.running_var, rtol=1e-13, atol=1e-15)
+
+
+PENALISED = [
+    [{"kind": "l2", "lambda": 0.3}],
+    [{"kind": "l1", "lambda": 0.2}, {"kind": "l2", "lambda": 0.3, "on": ["layers.1"]}],
+    [{"kind": "elastic_net", "lambda": 0.2, "on": "all"}, {"kind": "weight_decay", "lambda": 0.1}, {"kind": "l1", "lambda": 0.2, "method": "subgradient", "on": ["head"]}],
+    [{"kind": "l2", "lambda": 0.0}],
+]
+
+
+@pytest.mark.parametrize("regularizers", PENALISED)
+def test_the_ledger_of_gradients_equals_that_of_autograd(regularizers):
+    """‖λ∇R‖ of all penalties together and its cosine with the loss's own gradient, layer by layer."""
+    x, y = rows_of_classes(20, 6, 3)
+    model = {"kind": "mlp", "hidden": [5, 4], "activation": "tanh", "init": {"kind": "torch"}}
+    found = run(spec(inline(x, y), model, "cross_entropy", sgd(FROZEN), *regularizers))
+    net, named = plain(model, found.weights)
+    F.cross_entropy(net(x), y).backward()
+    for place, layer in enumerate(found.started.layers):
+        own = named[f"{layer}.weight"]
+        assert own.grad is not None
+        w = own.detach().clone().requires_grad_()
+        value = w.sum() * 0
+        for r in regularizers:
+            if r.get("on", "weights") in ("weights", "all") or layer in r["on"]:
+                parts = {"l1": w.abs().sum(), "l2": w.square().sum() / 2, "weight_decay": w.square().sum() / 2, "elastic_net": (w.abs().sum() + w.square().sum() / 2) / 2}
+                value = value + r["lambda"] * parts[r["kind"]]
+        (of_penalty,) = torch.autograd.grad(value, w)
+        cosine = F.cosine_similarity(of_penalty.flatten(), own.grad.flatten(), dim=0).item() if bool(of_penalty.any()) else 0.0
+        assert found.curve("penalty_gradient/norm")[0, place] == pytest.approx(of_penalty.norm().item(), rel=1e-12)
+        assert found.curve("penalty_gradient/cosine")[0, place] == pytest.approx(cosine, rel=1e-10)
+
+
+def test_the_second_penalty_of_a_kind_has_a_series_of_its_own():
+    x, y = rows_of_classes(20, 6, 3)
+    found = run(spec(inline(x, y), {"kind": "linear", "init": {"kind": "torch"}}, "cross_entropy", sgd(0.1), *({"kind": "l1", "lambda": lam} for lam in (0.1, 0.2, 0.4))))
+    assert [n for n in found.started.series if n.startswith("penalty/")] == ["penalty/l1", "penalty/l1.2", "penalty/l1.3"]
+    one, two, three = (found.curve(f"penalty/l1{n}")[0] for n in ("", ".2", ".3"))
+    assert (two, three) == (pytest.approx(2 * one, rel=1e-14), pytest.approx(4 * one, rel=1e-14))
 
 
 def test_convolutions_take_their_image_from_the_dataset():
@@ -815,7 +995,7 @@ def test_mnist_is_read_in_the_order_of_its_files(tmp_path, npz):
 @pytest.mark.parametrize(
     ("family", "rows"),
     [
-        ("regularizers", {*BY_HAND, *NOT_ON_WEIGHTS}),
+        ("regularizers", {*BY_HAND, *CONSTRAINTS, *NOT_ON_WEIGHTS}),
         ("losses", set(LOSSES)),
         ("models", set(MODELS)),
         ("normalization", set(NORMS) & set(IMAGE_NORMS)),

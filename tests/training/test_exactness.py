@@ -109,6 +109,105 @@ def test_proximal_penalties_on_the_same_weights_add_up(optimizer):
     assert several.runs[0].metrics["objective/train"] == pytest.approx(one.runs[0].metrics["objective/train"], rel=1e-13)
 
 
+GROUPS = [{"name": "person", "features": ["age", "sex"]}, {"name": "body", "features": ["bmi", "bp"]}, {"name": "blood", "features": ["s1", "s2", "s3", "s4", "s5", "s6"]}]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_group_lasso_on_groups_of_features(method):
+    """SSE/2n + λ Σ √d_g‖w_g‖; standardized, λ√n."""
+    make, steps = METHODS[method]
+    strengths = ("0.3", "0.6", "1", "1.4")
+    found = diabetes(make(), {"kind": "group_lasso", "lambda": {"values": [float(s) * math.sqrt(N) for s in strengths]}, "groups": GROUPS}, steps=steps)
+    for r, strength in enumerate(strengths):
+        want = REFERENCE[f"group_lasso_{strength}"]
+        same(coefficients(found, r)[:10], np.array(want["coef"]), rel=1e-8)
+        assert found.runs[r].metrics["objective/train"] == pytest.approx(want["obj"], rel=1e-12)
+
+
+def test_sparse_group_lasso_is_lasso_at_one_end_and_group_lasso_at_the_other():
+    ends = diabetes(sgd(0.15, 0.9), {"kind": "sparse_group_lasso", "lambda": 0.5 * math.sqrt(N), "l1_ratio": 1.0, "groups": GROUPS}, steps=1500)
+    same(coefficients(ends, 0), known("lasso_0.5"))
+    ends = diabetes(sgd(0.15, 0.9), {"kind": "sparse_group_lasso", "lambda": 0.6 * math.sqrt(N), "l1_ratio": 0.0, "groups": GROUPS}, steps=1500)
+    same(coefficients(ends, 0)[:10], np.array(REFERENCE["group_lasso_0.6"]["coef"]), rel=1e-8)
+
+
+def test_sparse_group_lasso_meets_its_optimality_conditions_and_is_l1_and_group_lasso_together():
+    """In a group that is zero ‖soft(g, λ₁)‖ ≤ λ₂√d; elsewhere g + λ₂√d·w/‖w‖ + λ₁·sign(w) = 0, and |g + …| ≤ λ₁ where w = 0."""
+    lam, ratio = 1.0 * math.sqrt(N), 0.4
+    found = diabetes(sgd(0.15, 0.9), {"kind": "sparse_group_lasso", "lambda": lam, "l1_ratio": ratio, "groups": GROUPS}, steps=1500)
+    x, y = standardized()
+    w = found.weights["head.weight"][0, 0].numpy()
+    g = x.T @ (x @ w - y) / N
+    zero_groups = 0
+    for columns in ([0, 1], [2, 3], [4, 5, 6, 7, 8, 9]):
+        of, slope, factor = w[columns], g[columns], lam * (1 - ratio) * math.sqrt(len(columns))
+        if not of.any():
+            zero_groups += 1
+            assert np.linalg.norm(np.maximum(np.abs(slope) - lam * ratio, 0)) <= factor
+            continue
+        rest = slope + factor * of / np.linalg.norm(of)
+        assert np.abs(rest + lam * ratio * np.sign(of))[of != 0].max() < 1e-8
+        assert (np.abs(rest)[of == 0] <= lam * ratio).all()
+    assert zero_groups > 0
+    assert found.runs[0].zeros["head.weight"] > 2 * zero_groups
+    both = ({"kind": "group_lasso", "lambda": lam * (1 - ratio), "groups": GROUPS}, {"kind": "l1", "lambda": lam * ratio})
+    same(coefficients(diabetes(sgd(0.15, 0.9), *both, steps=1500), 0), coefficients(found, 0), rel=1e-10)
+
+
+def standardized() -> tuple[np.ndarray, np.ndarray]:
+    from sklearn.datasets import load_diabetes
+
+    x, y = load_diabetes(return_X_y=True)
+    return (x - x.mean(0)) / x.std(0), y - y.mean()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_unsquared_norm_of_the_whole_tensor(method):
+    make, steps = METHODS[method]
+    found = diabetes(
+        make(), {"kind": "group_lasso", "lambda": {"values": [0.5 * math.sqrt(N), 1 * math.sqrt(N), 2 * math.sqrt(N), 4.43 * math.sqrt(N)]}, "groups": "tensor"}, steps=steps
+    )
+    for r, strength in enumerate(("0.5", "1", "2")):
+        same(coefficients(found, r)[:10], np.array(REFERENCE[f"unsq_l2_{strength}"]["coef"]), rel=1e-6)
+        assert found.runs[r].metrics["objective/train"] == pytest.approx(REFERENCE[f"unsq_l2_{strength}"]["obj"], rel=1e-11)
+    assert found.runs[3].zeros["head.weight"] == 10  # beyond ‖Xᵀy‖/n = 4.424
+
+
+@pytest.mark.parametrize("optimizer", [sgd(0.45), sgd(0.15, 0.9), {"kind": "adam", "lr": 1.0, "schedule": {"kind": "cosine"}}], ids=["sgd", "momentum", "adam"])
+def test_non_negative_least_squares(optimizer):
+    found = diabetes(optimizer, {"kind": "non_negative"}, steps=3000)
+    same(coefficients(found, 0)[:10], np.array(REFERENCE["nonneg_ols"]["coef"]), rel=1e-6)
+    assert found.runs[0].zeros["head.weight"] == 5
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_least_squares_inside_a_ball(method):
+    """‖w‖ ≤ 300 is ‖v‖ ≤ 300/√n in standardized weights."""
+    make, steps = METHODS[method]
+    found = diabetes(make(), {"kind": "l2_ball", "radius": 300 / math.sqrt(N)}, steps=steps // 2)
+    same(coefficients(found, 0)[:10], np.array(REFERENCE["l2ball_300"]["coef"]), rel=1e-8)
+    assert found.weights["head.weight"].norm().item() == pytest.approx(300 / math.sqrt(N), rel=1e-13)
+
+
+def test_box_constrained_least_squares():
+    from scipy.optimize import lsq_linear
+
+    x, y = standardized()
+    want = lsq_linear(x, y, bounds=(-5.0, 12.0), tol=1e-15).x
+    found = diabetes(sgd(0.15, 0.9), {"kind": "box", "low": -5.0, "high": 12.0}, steps=1500)
+    assert found.weights["head.weight"][0, 0].numpy() == pytest.approx(want, rel=1e-6, abs=1e-6)
+
+
+def test_l1_and_signs_together_are_the_positive_lasso():
+    from sklearn.linear_model import Lasso
+
+    x, y = standardized()
+    want = Lasso(alpha=2.0, positive=True, tol=1e-14, max_iter=100_000, fit_intercept=False).fit(x, y).coef_
+    found = diabetes(sgd(0.15, 0.9), {"kind": "l1", "lambda": 2.0}, {"kind": "non_negative"}, steps=1500)
+    assert found.weights["head.weight"][0, 0].numpy() == pytest.approx(want, rel=1e-8, abs=1e-10)
+    assert ((found.weights["head.weight"][0, 0].numpy() == 0) == (want == 0)).all()
+
+
 def test_adam_with_a_decaying_rate_reaches_the_same_objective_and_support():
     """scikit-learn's objective is SSE/2n + α‖w‖₁ (+ the elastic net's parts), which is ours."""
     adam = {"kind": "adam", "lr": 5.0, "schedule": {"kind": "cosine"}}

@@ -1,4 +1,4 @@
-"""What was measured, gathered step by step and copied out about four times a second as `Points`."""
+"""What was measured, gathered step by step and copied out as `Points`: the first update at once, then about four times a second."""
 
 import time
 from dataclasses import dataclass, field
@@ -34,7 +34,8 @@ class Recorder:
     _rates: list[NDArray[np.float64]] = field(default_factory=list)
     _measured: dict[str, list[Tensor | list[Tensor]]] = field(default_factory=dict)
     _after: list[tuple[int, dict[str, Tensor], Tensor]] = field(default_factory=list)
-    _since: float = field(default_factory=time.monotonic)
+    _since: float = -SECONDS
+    """When the last report was made; long ago at first, so that the first update shows at once that training goes on."""
 
     def add(self, t: int, rows: int, rates: NDArray[np.float64], measured: Measured) -> None:
         """What update t measured on a batch of `rows`; rates: (r,) the learning rates on the host."""

@@ -143,7 +143,7 @@ class Client:
         return self._pages(f"/v1/jobs/{job}/runs", "runs", query)
 
     def curves(self, job: str, *, series: Sequence[str] = (), **query: Any) -> dict[str, Any]:
-        """Loss, objective, penalties and metrics: `runs`, `from`, `to`, `points`, `x`."""
+        """Loss, objective, penalties and metrics: `runs`, `from`, `to`, `points`, `x`, and `over="seeds"` for mean, min, max and standard error over seeds."""
         return self._json("GET", f"/v1/jobs/{job}/curves", params=_with_series(query, series))
 
     def gradients(self, job: str, *, series: Sequence[str] = (), **query: Any) -> dict[str, Any]:

@@ -78,8 +78,9 @@ def complete(document: dict[str, Any]) -> dict[str, Any]:
         for method in route.methods or ():
             for status, answer in route.responses.items():
                 for kind, media in answer.get("content", {}).items():
-                    if "example" in media:
-                        document["paths"][route.path][method.lower()]["responses"][str(status)]["content"][kind]["example"] = media["example"]
+                    written = {key: media[key] for key in ("example", "examples") if key in media}
+                    if written:
+                        document["paths"][route.path][method.lower()]["responses"][str(status)]["content"][kind] |= written
     return document
 
 

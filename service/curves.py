@@ -16,7 +16,9 @@ from regtrain.contract.errors import Problem, SpecRefused
 from regtrain.contract.series import BY_NAME, Shape, series_named
 from regtrain.store import jobs, series
 from regtrain.store.database import Database
+from regtrain.store.runs import values_of_runs
 from regtrain.store.series import Curve
+from service import over as across
 from service.faces import Format, Record, chart, columns_of, contents, face_of, json_answer, nullable, printable, short, table_answer, text_answer, word
 from service.names import nearest
 from service.problems import responses
@@ -45,6 +47,10 @@ Count = Annotated[
         examples=[500],
     ),
 ]
+Over = Annotated[
+    Literal["seeds"] | None,
+    Query(description="`seeds`: the runs that share all searched values become one curve, with mean, min, max, standard error and n.", examples=["seeds"]),
+]
 Axis = Annotated[Literal["step", "epoch"], Query(alias="x", description="The unit of `x`.", examples=["step"])]
 
 
@@ -67,23 +73,59 @@ class CurveAnswer(BaseModel):
     first_nonfinite: int | None = Field(description="The first step of the whole series with a value that is not finite.")
 
 
+class SpreadAnswer(BaseModel):
+    """One series of all runs that share the searched values, with `over=seeds`: of exact points, or of the buckets' last values."""
+
+    series: str
+    values: dict[str, float]
+    """Path → value of everything that was searched."""
+    runs: list[int]
+    unit: str
+    exact: bool
+    x: list[float]
+    """Of a bucket: its first step."""
+    mean: list[Any]
+    """Of the finite values; null without any. Of a per-layer series one list a point, as all that follow."""
+    min: list[Any]
+    max: list[Any]
+    standard_error: list[Any]
+    """Sample deviation (n − 1) over √n; null where n is below 2."""
+    n: list[Any]
+    """Runs with a finite value at this step: a run that has stopped drops out."""
+    nonfinite: list[Any]
+    """Runs whose value at this step is not finite."""
+    first_nonfinite: int | None
+
+
 class CurvesAnswer(BaseModel):
     job: str
     x: str
+    over: str | None = Field(None, description="`seeds` where the series are spreads over seeds.")
     recorded: list[str] = Field(description="The series of this shape that the job has recorded so far.")
     layers: list[str] | None = Field(None, description="The layers, in the order of the numbers of a point; null for curves without layers.")
-    series: list[CurveAnswer]
+    series: list[CurveAnswer | SpreadAnswer]
 
 
 EXAMPLE = {
     "job": "job_01JD3QZ7M8XK5T2V9R4C6B1N0P",
     "x": "step",
+    "over": None,
     "recorded": ["loss/train", "objective/train"],
     "layers": None,
     "series": [
         {"series": "loss/train", "run": 0, "unit": "loss", "exact": True, "x": [0, 1, 2], "y": [2.31, 2.2, None], "nonfinite": [{"x": 2, "value": "NaN"}], "first_nonfinite": 2}
     ],
 }
+EXAMPLE_OVER = {
+    **EXAMPLE,
+    "over": "seeds",
+    "series": [
+        {
+            "series": "loss/train", "values": {"regularizers.0.lambda": 0.1}, "runs": [0, 1], "unit": "loss", "exact": True, "x": [0, 1], "mean": [2.3, 1.8], "min": [2.2, 1.8],
+            "max": [2.4, 1.8], "standard_error": [0.1, None], "n": [2, 1], "nonfinite": [0, 0], "first_nonfinite": None,
+        }
+    ],
+}  # fmt: skip
 
 
 @router.get(
@@ -93,7 +135,10 @@ EXAMPLE = {
         200: {
             "model": CurvesAnswer,
             "description": "The curves.",
-            "content": {"application/json": {"example": EXAMPLE}, **contents("series,run,layer,step,epoch,value,min,max,count,nonfinite")},
+            "content": {
+                "application/json": {"examples": {"runs": {"summary": "Each run", "value": EXAMPLE}, "seeds": {"summary": "over=seeds", "value": EXAMPLE_OVER}}},
+                **contents("series,run,layer,step,epoch,value,min,max,count,nonfinite"),
+            },
         },
         **responses(404, 422),
     },
@@ -107,11 +152,12 @@ def curves(
     first: First = None,
     last: Last = None,
     points: Count = None,
+    over: Over = None,
     x: Axis = "step",
     format: Format = None,
 ) -> Response:
-    """Series with one number a step. `curl …/curves?format=text` draws them in a terminal."""
-    wanted = Wanted(names=series, runs=runs, first=first, last=last, points=points, layers=None, axis=x)
+    """Series with one number a step. `curl …/curves?format=text` draws them in a terminal; `over=seeds` shows what is left of a difference when the seed changes."""
+    wanted = Wanted(names=series, runs=runs, first=first, last=last, points=points, layers=None, axis=x, over=over)
     return answer(request, db, id, wanted, shape="scalar", format=format)
 
 
@@ -126,6 +172,7 @@ class Wanted:
     points: int | None
     layers: str | None
     axis: Literal["step", "epoch"]
+    over: Literal["seeds"] | None = None
 
 
 @dataclass(frozen=True)
@@ -138,6 +185,12 @@ class Found:
     layers: list[str] | None
     steps_per_epoch: int
     axis: Literal["step", "epoch"]
+    spreads: list[across.Spread] | None = None
+    """With `over=seeds`, in place of the curves."""
+
+    def along(self, steps: Any) -> list[float]:
+        """Steps in the unit of the axis."""
+        return (steps / self.steps_per_epoch if self.axis == "epoch" else steps).tolist()
 
 
 def answer(request: Request, db: Database, job_id: str, wanted: Wanted, *, shape: Shape, format: Any) -> Response:
@@ -149,6 +202,8 @@ def answer(request: Request, db: Database, job_id: str, wanted: Wanted, *, shape
         case "text":
             return text_answer(as_text(found))
         case face:
+            if found.spreads is not None:
+                return table_answer(face, across.records(found.spreads, found.layers, steps_per_epoch=found.steps_per_epoch), columns=across.columns(found.spreads))
             return table_answer(face, records(found), columns=COLUMNS)
 
 
@@ -169,11 +224,15 @@ def find(db: Database, job_id: str, wanted: Wanted, *, shape: Shape) -> Found:
     if wanted.first is not None and wanted.last is not None and wanted.first > wanted.last:
         raise SpecRefused([Problem("from", f"step {wanted.first} lies behind step {wanted.last}", "from must not be greater than to")])
     curves = series.read(db, job_id, series=chosen, runs=indices, first=wanted.first, last=wanted.last, points=points, layers=layers)
-    return Found(job_id, curves, recorded, (layers or known) if shape == "per_layer" else None, (job.started or {}).get("steps_per_epoch", 1), wanted.axis)
+    together = across.seeds(curves, values_of_runs(db, job_id)) if wanted.over else None
+    return Found(job_id, curves, recorded, (layers or known) if shape == "per_layer" else None, (job.started or {}).get("steps_per_epoch", 1), wanted.axis, together)
 
 
 def as_json(found: Found) -> dict[str, Any]:
-    return {"job": found.job, "x": found.axis, "recorded": found.recorded, "layers": found.layers, "series": [_curve(curve, found) for curve in found.curves]}
+    head = {"job": found.job, "x": found.axis, "over": None if found.spreads is None else "seeds", "recorded": found.recorded, "layers": found.layers}
+    if found.spreads is not None:
+        return {**head, "series": [across.as_json(spread, found.along(spread.x)) for spread in found.spreads]}
+    return {**head, "series": [_curve(curve, found) for curve in found.curves]}
 
 
 def records(found: Found) -> Iterator[Record]:
@@ -193,6 +252,8 @@ def as_text(found: Found) -> str:
     """A chart and a short table for each curve; for a per-layer series the table has the layers in its columns."""
     if not found.curves:
         return f"{found.job}: no points yet" + (f"; recorded: {', '.join(found.recorded)}" if found.recorded else "") + "\n"
+    if found.spreads is not None:
+        return "\n\n".join("\n".join(across.drawn(spread, found.layers, found.along(spread.x), axis=found.axis)) for spread in found.spreads) + "\n"
     return "\n\n".join("\n".join(_drawn(curve, found)) for curve in found.curves) + "\n"
 
 
@@ -200,9 +261,8 @@ def _drawn(curve: Curve, found: Found) -> Iterator[str]:
     declared = series_named(curve.series)
     unit = f" [{declared.unit}]" if declared and declared.unit else ""
     values = _there(curve.y if curve.exact else curve.last)
-    steps = curve.x.tolist()
-    x = [step / found.steps_per_epoch for step in steps] if found.axis == "epoch" else steps
-    shown = sorted({round(i) for i in np.linspace(0, len(steps) - 1, min(TABLE_ROWS, len(steps)))})
+    x = found.along(curve.x)
+    shown = sorted({round(i) for i in np.linspace(0, len(x) - 1, min(TABLE_ROWS, len(x)))})
     yield f"{printable(curve.series)}{unit}, run {curve.run}" + ("" if curve.exact else f", last of each {curve.bucket} steps")
     if found.layers is None:
         yield from chart(x, values.tolist(), log=declared is not None and declared.scale == "log" and bool((values > 0).any()), x_label=found.axis)
@@ -215,7 +275,7 @@ def _drawn(curve: Curve, found: Found) -> Iterator[str]:
 
 def _curve(curve: Curve, found: Found) -> dict[str, Any]:
     declared = series_named(curve.series)
-    x = (curve.x / found.steps_per_epoch if found.axis == "epoch" else curve.x).tolist()
+    x = found.along(curve.x)
     head = {"series": curve.series, "run": curve.run, "unit": declared.unit if declared else "", "exact": curve.exact, "x": x}
     if curve.exact:
         y = _there(curve.y)

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 
-from service.curves import Axis, Count, CurvesAnswer, First, Last, Runs, Wanted, answer
+from service.curves import Axis, Count, CurvesAnswer, First, Last, Over, Runs, Wanted, answer
 from service.faces import Format, contents
 from service.problems import responses
 from service.requests import JobId, Store
@@ -15,6 +15,7 @@ LayerNames = Annotated[str | None, Query(max_length=4000, description="Names of 
 EXAMPLE = {
     "job": "job_01JD3QZ7M8XK5T2V9R4C6B1N0P",
     "x": "step",
+    "over": None,
     "recorded": ["gradient/norm", "signal/backward"],
     "layers": ["layers.0", "head"],
     "series": [
@@ -45,9 +46,10 @@ def gradients(
     first: First = None,
     last: Last = None,
     points: Count = None,
+    over: Over = None,
     x: Axis = "step",
     format: Format = None,
 ) -> Response:
     """Series with one number a layer and step, in the order of `layers`."""
-    wanted = Wanted(names=series, runs=runs, first=first, last=last, points=points, layers=layers, axis=x)
+    wanted = Wanted(names=series, runs=runs, first=first, last=last, points=points, layers=layers, axis=x, over=over)
     return answer(request, db, id, wanted, shape="per_layer", format=format)

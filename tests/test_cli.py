@@ -254,3 +254,16 @@ def test_upload_and_train(client: Client, tmp_path: Path) -> None:
     client.delete_dataset(dataset["id"])
     with pytest.raises(NotFound):
         client.dataset(dataset["id"])
+
+
+def test_curves_over_seeds(running: Up) -> None:
+    spec = {**json.loads(SMALL.read_bytes()), "selection": {"seeds": 2}}
+    done = regtrain("submit", "-", "--watch", "--url", running.url, stdin=json.dumps(spec))
+    assert done.returncode == 0, done.stderr
+    job = done.stdout.split()[0]
+    shown = regtrain("curves", job, "--series", "loss/train", "--over", "seeds", "--url", running.url)
+    assert shown.returncode == 0, shown.stderr
+    assert "mean over 2 runs" in shown.stdout
+    refused = regtrain("gradients", job, "--over", "folds", "--url", running.url)
+    assert refused.returncode == 2
+    assert "over" in refused.stderr

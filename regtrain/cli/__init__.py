@@ -28,6 +28,7 @@ Port = Annotated[int, typer.Option(envvar="REGTRAIN_PORT", min=0, max=65_535, he
 Data = Annotated[Path, typer.Option(envvar="REGTRAIN_DATA", help="Folder of the database, datasets, checkpoints and models.")]
 Workers = Annotated[int, typer.Option(envvar="REGTRAIN_WORKERS", min=0, help="Worker processes: one device and one job at a time each.")]
 Device = Annotated[str, typer.Option(envvar="REGTRAIN_DEVICE", help="auto, cpu, cuda or cuda:N.")]
+Over = Annotated[str, typer.Option(help="seeds: runs with the same values as one curve, with mean, min, max, standard error.", show_default=False)]
 PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 
@@ -131,10 +132,11 @@ def curves(
     job: JobId,
     series: Annotated[str, typer.Option(help="Names with commas between; without any, what the service shows first.", show_default=False)] = "",
     runs: Annotated[str, typer.Option(help="Run numbers with commas between.", show_default=False)] = "",
+    over: Over = "",
     url: Url = "",
 ) -> None:
     """Show a job's curves: a small chart and a table."""
-    _face(url, job, "curves", series=series, runs=runs)
+    _face(url, job, "curves", series=series, runs=runs, over=over)
 
 
 @app.command()
@@ -142,10 +144,11 @@ def gradients(
     job: JobId,
     series: Annotated[str, typer.Option(help="Names with commas between; without any, what the service shows first.", show_default=False)] = "",
     runs: Annotated[str, typer.Option(help="Run numbers with commas between.", show_default=False)] = "",
+    over: Over = "",
     url: Url = "",
 ) -> None:
     """Show what every layer's gradient did."""
-    _face(url, job, "gradients", series=series, runs=runs)
+    _face(url, job, "gradients", series=series, runs=runs, over=over)
 
 
 @app.command(name="list")

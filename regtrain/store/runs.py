@@ -56,6 +56,12 @@ def listing(db: Database, job_id: str, *, sort: str = "index", limit: int = 100,
     return [_run(found[index], live.get(index, {})) for index in page], following
 
 
+def values_of_runs(db: Database, job_id: str) -> list[dict[str, float]]:
+    """The searched values of every run of a job, by index; empty where there is no such job."""
+    with db.read() as connection:
+        return list(connection.execute(select(table.c["values"]).where(table.c.job == job_id).order_by(table.c.index)).scalars())
+
+
 def _live(connection: Connection, job_id: str, packs: list[list[int]]) -> dict[int, dict[str, float]]:
     """The latest points of each run."""
     found: dict[int, dict[str, float]] = {}

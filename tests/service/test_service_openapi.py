@@ -122,9 +122,12 @@ def bodies(operation: dict[str, Any]) -> Iterator[tuple[bytes | None, str | None
 
 def test_the_examples_of_answers_have_the_shape_of_answers(document: dict[str, Any]) -> None:
     for method, path, operation in operations(document):
-        shown = [media for answer in operation["responses"].values() for media in answer.get("content", {}).values() if "example" in media and "schema" in media]
-        for media in shown:
-            jsonschema.validate(media["example"], resolved(document, media["schema"]))
+        media = [media for answer in operation["responses"].values() for media in answer.get("content", {}).values() if "schema" in media]
+        shown = [
+            (example, one["schema"]) for one in media for example in [*([one["example"]] if "example" in one else []), *(e["value"] for e in one.get("examples", {}).values())]
+        ]
+        for example, schema in shown:
+            jsonschema.validate(example, resolved(document, schema))
         assert shown or method == "delete" or path.endswith("/model"), (method, path)
 
 

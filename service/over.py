@@ -1,0 +1,144 @@
+"""Curves over seeds: the runs of one set of values as one curve, with mean, least, greatest, standard error and how many.
+
+Exact points are aggregated as they are, buckets by their last values. All values of one point were taken at one step: a run that
+has stopped (or is not there yet) is left out of it, and out of its n. Numbers that are not finite are counted, and are in no mean.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from regtrain.contract.series import series_named
+from regtrain.store.series import Curve
+from service.faces import Record, chart, columns_of, nullable, printable, short
+
+STATISTICS = ("mean", "min", "max", "standard_error")
+TABLE_ROWS = 8
+Values = dict[str, float]
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Spread:
+    """One series of the runs that share all searched values. Arrays are (m,), or (m, layers) for per-layer series."""
+
+    series: str
+    values: Values
+    runs: list[int]
+    exact: bool
+    x: NDArray[np.int64]
+    """Steps; of a bucket its first."""
+    mean: Array
+    min: Array
+    max: Array
+    standard_error: Array
+    """Sample deviation (n − 1) over √n; NaN where n < 2."""
+    n: NDArray[np.int64]
+    """Finite values at this point."""
+    nonfinite: NDArray[np.int64]
+    first_nonfinite: int | None
+    bucket: int
+
+
+def seeds(curves: Sequence[Curve], values: Sequence[Values]) -> list[Spread]:
+    """One spread a series and set of values, in the order in which they first appear. `values`: of every run of the job, by index."""
+    groups: dict[tuple[str, tuple[tuple[str, float], ...]], list[Curve]] = {}
+    for curve in curves:
+        groups.setdefault((curve.series, tuple(values[curve.run].items())), []).append(curve)
+    return [_spread(members, dict(shared)) for (_, shared), members in groups.items()]
+
+
+def _spread(members: Sequence[Curve], values: Values) -> Spread:
+    width = max(curve.bucket for curve in members)
+    parts = [_coarse(curve, width) for curve in members]
+    x = np.unique(np.concatenate([part[0] for part in parts]))
+    counts = np.zeros((len(parts), len(x)), np.int64)
+    taken = np.full((len(parts), len(x), *parts[0][1].shape[1:]), np.nan)
+    for row, (own, last, count) in enumerate(parts):
+        places = np.searchsorted(x, own)
+        counts[row, places], taken[row, places] = count, last
+    present = (counts == counts.max(0)) & (counts > 0)  # the points of one step: a run that stopped within a bucket has fewer
+    present = present.reshape(*present.shape, *[1] * (taken.ndim - 2))
+    sound = np.isfinite(taken) & present
+    stopped = [curve.first_nonfinite for curve in members if curve.first_nonfinite is not None]
+    return Spread(
+        series=members[0].series, values=values, runs=[curve.run for curve in members], exact=width == 1, x=x, **_statistics(taken, sound),
+        n=sound.sum(0), nonfinite=(present & ~sound).sum(0), first_nonfinite=min(stopped, default=None), bucket=width,
+    )  # fmt: skip
+
+
+def _statistics(taken: Array, sound: Array) -> dict[str, Array]:
+    """Over the first axis, of the sound values alone; NaN where there are too few."""
+    n = sound.sum(0)
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        mean = np.where(sound, taken, 0.0).sum(0) / n
+        squares = np.where(sound, (taken - mean) ** 2, 0.0).sum(0)
+        error = np.where(n > 1, np.sqrt(squares / (n - 1) / n), np.nan)
+    low, high = np.where(sound, taken, np.inf).min(0), np.where(sound, taken, -np.inf).max(0)
+    low, high = np.where(n > 0, low, np.nan), np.where(n > 0, high, np.nan)
+    return {"mean": np.clip(mean, low, high), "min": low, "max": high, "standard_error": error}  # rounding puts the mean of equal numbers beside them
+
+
+def _coarse(curve: Curve, width: int) -> tuple[NDArray[np.int64], Array, NDArray[np.int64]]:
+    """First step, last value and number of points of each bucket of `width` steps, a power of two; of a width of 1 the points themselves."""
+    last = curve.y if curve.exact else curve.last
+    assert last is not None
+    count = np.ones(len(curve.x), np.int64) if curve.count is None else curve.count.astype(np.int64)
+    if width == 1 or not len(curve.x):
+        return curve.x, last.astype(np.float64), count
+    starts = curve.x // width * width
+    edges = np.flatnonzero(np.diff(starts, prepend=-1))
+    ends = np.append(edges[1:], len(starts)) - 1
+    return starts[edges], last[ends].astype(np.float64), np.add.reduceat(count, edges)
+
+
+def as_json(spread: Spread, x: list[float]) -> dict[str, Any]:
+    declared = series_named(spread.series)
+    head = {"series": spread.series, "values": spread.values, "runs": spread.runs, "unit": declared.unit if declared else "", "exact": spread.exact, "x": x}
+    numbers = {name: nullable(getattr(spread, name)) for name in STATISTICS}
+    return {**head, **numbers, "n": spread.n.tolist(), "nonfinite": spread.nonfinite.tolist(), "first_nonfinite": spread.first_nonfinite}
+
+
+def columns(spreads: Sequence[Spread]) -> list[str]:
+    """Of the table: the searched values stand as columns of their own."""
+    return ["series", *dict.fromkeys(path for spread in spreads for path in spread.values), "layer", "step", "epoch", *STATISTICS, "n", "nonfinite"]
+
+
+def records(spreads: Sequence[Spread], layers: list[str] | None, *, steps_per_epoch: int) -> Iterator[Record]:
+    """One record a point (and layer)."""
+    for spread in spreads:
+        for i, step in enumerate(spread.x.tolist()):
+            for place, layer in enumerate(layers or [None]):
+                at = i if layers is None else (i, place)
+                numbers: dict[str, float | None] = {name: float(getattr(spread, name)[at]) for name in STATISTICS}
+                numbers["standard_error"] = numbers["standard_error"] if spread.n[at] > 1 else None  # unknown, which is not NaN
+                place_of = {"series": spread.series, **spread.values, "layer": layer, "step": step, "epoch": step / steps_per_epoch}
+                yield {**place_of, **numbers, "n": int(spread.n[at]), "nonfinite": int(spread.nonfinite[at])}
+
+
+def drawn(spread: Spread, layers: list[str] | None, x: list[float], *, axis: str) -> Iterator[str]:
+    """A chart of the mean and a short table; with layers, mean ± standard error of each."""
+    declared = series_named(spread.series)
+    unit = f" [{declared.unit}]" if declared and declared.unit else ""
+    of = "".join(f", {path} = {short(value)}" for path, value in spread.values.items())
+    shown = sorted({round(i) for i in np.linspace(0, len(x) - 1, min(TABLE_ROWS, len(x)))})
+    yield f"{printable(spread.series)}{unit}{of}, mean over {len(spread.runs)} run{'s' * (len(spread.runs) != 1)}" + (
+        "" if spread.exact else f", last of each {spread.bucket} steps"
+    )
+    if layers is None:
+        yield from chart(x, spread.mean.tolist(), log=declared is not None and declared.scale == "log" and bool((spread.mean > 0).any()), x_label=axis)
+        names = [*STATISTICS[:-1], "± s.e.", "n"]
+        numbers = [[short(float(getattr(spread, name)[i])) for name in STATISTICS[:-1]] + [_error(spread, i), str(int(spread.n[i]))] for i in shown]
+        yield from columns_of([[axis, *names], *([short(x[i]), *row] for i, row in zip(shown, numbers, strict=True))])
+    else:
+        cells = [[f"{short(float(spread.mean[i, at]))} ± {_error(spread, (i, at))}" for at in range(len(layers))] for i in shown]
+        yield from columns_of([[axis, *layers], *([short(x[i]), *row] for i, row in zip(shown, cells, strict=True))])
+    if spread.first_nonfinite is not None:
+        yield f"first value that is not finite: step {spread.first_nonfinite}"
+
+
+def _error(spread: Spread, at: Any) -> str:
+    return f"{float(spread.standard_error[at]):.2g}" if spread.n[at] > 1 else "-"

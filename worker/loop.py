@@ -37,6 +37,8 @@ OBEY_SECONDS = 10.0
 """How long the trainer may take to stop when a job is cancelled or paused."""
 DRAIN_SECONDS = 18.0
 """How long it may take to reach a checkpoint when the worker is told to leave, which it does within 25 s."""
+TICK_SECONDS = 0.25
+"""The longest that a signal, or what is due by the clock, waits to be seen."""
 RESCUE_SECONDS = 1.0
 NUDGED_BEAT_SECONDS = 0.25
 """A nudge makes a beat come early, so that a cancel is seen at once, but not more often than this."""
@@ -81,7 +83,8 @@ class Worker:
         self._silence = Silence(settings.lease_seconds)
         self._next_rescue = 0.0
         self._next_sign = 0.0
-        self._busy = time.monotonic()
+        self._next_claim = 0.0
+        self._idle_since: float | None = None
         self._child = self._new_child()
 
     def run(self) -> int:
@@ -92,9 +95,8 @@ class Worker:
         try:
             while not self._signals:
                 self._rescue(None)
-                if self._child.ready is None:
-                    self._wait()
-                elif (claim := patiently(jobs.claim, self._db, worker=self._name)) is not None:
+                claim = self._claim()
+                if claim is not None:
                     self._execute(claim)
                 elif self._idle_too_long():
                     break
@@ -108,6 +110,16 @@ class Worker:
             self._child.close()
             log.info("left", worker=self._name)
 
+    def _claim(self) -> Claim | None:
+        """Looks into the queue when nudged, else now and then."""
+        now, nudged = time.monotonic(), self._was_nudged()
+        if self._child.ready is None or (now < self._next_claim and not nudged):
+            return None
+        claim = patiently(jobs.claim, self._db, worker=self._name)
+        self._next_claim = now + self._settings.poll_seconds if claim is None else 0.0
+        self._idle_since = None if claim is not None else self._idle_since or now
+        return claim
+
     def _execute(self, claim: Claim) -> None:
         """One attempt at a job, to whatever end."""
         crash_point("loop.claimed")
@@ -116,7 +128,7 @@ class Worker:
         try:
             attempt.begin()
             while not attempt.over:
-                attempt.take(self._receive(self._settings.poll_seconds))
+                attempt.take(self._receive())
                 attempt.tick(leaving=self._signals, nudged=self._was_nudged())
                 self._rescue(claim)
             log.info("ended", job=claim.job, attempt=claim.attempt, how=attempt.ending)
@@ -129,19 +141,17 @@ class Worker:
             attempt.give_up(traceback.format_exc())
         if not self._child.alive:
             self._child = self._new_child()
-        self._busy = time.monotonic()
 
     def _wait(self) -> None:
-        self._was_nudged()
-        for said in self._receive(self._settings.poll_seconds):
+        for said in self._receive():
             if isinstance(said, Gone):
                 self._restart()
 
-    def _receive(self, seconds: float) -> list[Said]:
-        """What the present child has said, after waiting for at most so long for the first word."""
+    def _receive(self) -> list[Said]:
+        """What the present child has said, after waiting for a tick at most for the first word, or a nudge."""
         found: list[Said] = []
         try:
-            said = self._inbox.get(timeout=seconds)
+            said = self._inbox.get(timeout=TICK_SECONDS)
             while True:
                 if not isinstance(said, Nudge) and said[0] is self._child:
                     found.append(said[1])
@@ -188,13 +198,16 @@ class Worker:
         for beat in {beat for beat, holder in others.items() if holder in dead} | set(self._silence.over(others, now=now)):
             log.warning("rescued", job=beat[0], attempt=beat[1], worker=others[beat])
             patiently(jobs.rescue, self._db, *beat)
+            self._next_claim = 0.0
         for worker in dead:
             workers.forget(self._db, worker)
-        if others:
-            self._busy = now
 
     def _idle_too_long(self) -> bool:
-        return self._settings.idle_exit is not None and time.monotonic() - self._busy >= self._settings.idle_exit
+        if self._settings.idle_exit is None or self._idle_since is None or time.monotonic() - self._idle_since < self._settings.idle_exit:
+            return False
+        if jobs.running(self._db):
+            self._idle_since = None
+        return self._idle_since is not None
 
     def _hear(self, nudges: socket.socket | None) -> None:
         with suppress(OSError):  # closed, as we leave

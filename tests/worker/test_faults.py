@@ -19,7 +19,7 @@ def test_a_fault_while_storing_counts_as_a_crash_and_harms_no_worker(house: Hous
     with house.db.write() as connection:
         connection.execute(text("CREATE TRIGGER broken BEFORE INSERT ON chunks BEGIN SELECT RAISE(ABORT, 'broken'); END"))
     job = house.submit(QUICK)
-    until(lambda: house.job(job).crashes == 1, 60)
+    until(lambda: house.job(job).crashes == 1, 120)
     with house.db.write() as connection:
         connection.execute(text("DROP TRIGGER broken"))
     ended = house.ended(job)
@@ -52,8 +52,8 @@ def test_a_killed_child_and_a_cancel_on_postgresql(tmp_path: Path, postgresql_ur
         quick, endless = house.submit(QUICK), house.submit(ENDLESS)
         assert house.ended(quick).state is State.SUCCEEDED
         complete(house, quick)
-        until(lambda: house.checkpoints(endless) >= 1, 60)
+        until(lambda: house.checkpoints(endless) >= 1, 120)
         child_of(house.holder(endless)).kill()
-        until(lambda: house.job(endless).attempt == 2 and house.job(endless).progress["step"] > 0, 60)
+        until(lambda: house.job(endless).attempt == 2 and house.job(endless).progress["step"] > 0, 120)
         jobs.cancel(house.db, endless)
         assert house.ended(endless, 20).state is State.CANCELLED

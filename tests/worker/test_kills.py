@@ -66,7 +66,7 @@ def test_killed_and_resumed_equals_the_uninterrupted_job(house: House, pair: Pai
     """Even moments kill the child, odd ones the worker; the store is as it was at the kill."""
     pair.complete()
     job, steps = house.submit(SPEC), max(run.steps for run in uninterrupted["runs"])
-    until(lambda: house.checkpoints(job) >= 2 and house.job(job).progress["step"] >= MOMENTS[moment] * steps, 60)
+    until(lambda: house.checkpoints(job) >= 2 and house.job(job).progress["step"] >= MOMENTS[moment] * steps, 120)
     worker = house.holder(job)
     (child_of(worker) if moment % 2 == 0 else worker).kill()
     at = house.job(job)
@@ -81,7 +81,7 @@ def test_killed_and_resumed_equals_the_uninterrupted_job(house: House, pair: Pai
 def test_sigterm_leaves_a_checkpoint_and_no_crash(house: House, pair: Pair, uninterrupted: dict[str, Any]) -> None:
     pair.complete()
     job = house.submit(SPEC)
-    until(lambda: house.checkpoints(job) >= 1, 60)
+    until(lambda: house.checkpoints(job) >= 1, 120)
     leaving = house.holder(job)
     process = next(one for one in pair.processes if one.pid == leaving.pid)
     process.send_signal(signal.SIGTERM)
@@ -95,20 +95,20 @@ def test_sigterm_leaves_a_checkpoint_and_no_crash(house: House, pair: Pair, unin
 def test_a_worker_that_was_stopped_past_its_lease_changes_nothing(house: House, pair: Pair, uninterrupted: dict[str, Any]) -> None:
     pair.complete()
     job = house.submit(SPEC)
-    until(lambda: house.checkpoints(job) >= 1, 60)
+    until(lambda: house.checkpoints(job) >= 1, 120)
     zombie = house.holder(job)
     child = child_of(zombie)
     zombie.suspend()
     child.suspend()
     ended = house.ended(job)
     assert (ended.state, ended.attempt) == (State.SUCCEEDED, 2)
-    until(lambda: not any("scratch" in name for name in house.files(job)), 10)
+    until(lambda: not any("scratch" in name for name in house.files(job)), 60)
     before = _rows(house, job), house.files(job)
     child.resume()
     zombie.resume()
-    until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE, 20)
-    until(lambda: any(line["event"] == "lost" and line["job"] == job for line in house.said()), 20)
-    until(lambda: len(child_ids(zombie)) == 1, 20)
+    until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE, 60)
+    until(lambda: any(line["event"] == "lost" and line["job"] == job for line in house.said()), 60)
+    until(lambda: len(child_ids(zombie)) == 1, 60)
     assert (_rows(house, job), house.files(job)) == before
     same(outcome(house, job), uninterrupted)
 

@@ -70,17 +70,17 @@ class House:
     def job(self, job: str) -> jobs.Job:
         return jobs.get(self.db, job)
 
-    def ended(self, job: str, seconds: float = 60) -> jobs.Job:
+    def ended(self, job: str, seconds: float = 120) -> jobs.Job:
         until(lambda: self.job(job).state in (State.SUCCEEDED, State.FAILED, State.CANCELLED), seconds)
         return self.job(job)
 
     def ready(self, count: int) -> None:
         """Waits until so many living workers have registered."""
-        until(lambda: len(workers.listing(self.db)) - len(workers.gone(self.db)) >= count, 60)
+        until(lambda: len(workers.listing(self.db)) - len(workers.gone(self.db)) >= count, 120)
 
     def moved(self, job: str) -> None:
         """Waits until the job trains."""
-        until(lambda: self.job(job).progress["step"] > 0, 60)
+        until(lambda: self.job(job).progress["step"] > 0, 120)
 
     def holder(self, job: str) -> psutil.Process:
         """The process of the worker that has the job."""

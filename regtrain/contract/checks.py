@@ -2,14 +2,30 @@
 
 from collections.abc import Iterator
 
-from regtrain.contract.datasets import Facts, Mnist, counts
+from regtrain.contract.datasets import Facts, Mnist, counts, feature_names
 from regtrain.contract.errors import Problem, SpecRefused, Warned
 from regtrain.contract.job import JobSpec, batch_size, steps, steps_per_epoch
 from regtrain.contract.losses import Binary, CrossEntropy, HalfSquaredError, SquaredError
 from regtrain.contract.models import BatchNorm, Layer, LayerNorm, LinearModel, Mlp, layers, parameters
-from regtrain.contract.optimizers import Sgd
+from regtrain.contract.optimizers import Adam, Sgd
 from regtrain.contract.ranges import values_of
-from regtrain.contract.regularizers import L1, L2, Dropout, EarlyStopping, ElasticNet, StepPenalty, WeightDecay
+from regtrain.contract.regularizers import (
+    L1,
+    L2,
+    Box,
+    Dropout,
+    EarlyStopping,
+    ElasticNet,
+    FeatureGroup,
+    GroupLasso,
+    L2Ball,
+    MaxNorm,
+    NonNegative,
+    SparseGroupLasso,
+    StepPenalty,
+    UnitNorm,
+    WeightDecay,
+)
 from regtrain.contract.runs import count, expand
 
 MOST_PARAMETERS = 2_000_000_000
@@ -55,6 +71,8 @@ def _refusals(spec: JobSpec, facts: Facts) -> Iterator[Problem]:
     except ValueError as error:
         yield Problem("model.image", str(error), "digits are [1, 8, 8], mnist is [1, 28, 28]")
     yield from _regularizers(spec, shape)
+    yield from _groups(spec, facts)
+    yield from _together(spec, shape)
     if isinstance(spec.optimizer, Sgd) and spec.optimizer.nesterov and min(values_of(spec.optimizer.momentum)) == 0:
         yield Problem("optimizer.nesterov", "Nesterov looks ahead along the momentum, and the momentum is 0", "set optimizer.momentum above 0, such as 0.9")
     yield from _limits(spec, facts, shape)
@@ -100,7 +118,7 @@ def _rows(spec: JobSpec, facts: Facts) -> Iterator[Problem]:
 
 def _regularizers(spec: JobSpec, shape: list[Layer]) -> Iterator[Problem]:
     names = [layer.name for layer in shape]
-    proximal = any(isinstance(r, ElasticNet) or (isinstance(r, L1) and r.method == "proximal") for r in spec.regularizers)
+    proximal = any(isinstance(r, ElasticNet | GroupLasso | SparseGroupLasso) or (isinstance(r, L1) and r.method == "proximal") for r in spec.regularizers)
     for kind in (EarlyStopping, StepPenalty):
         places = [i for i, r in enumerate(spec.regularizers) if isinstance(r, kind)]
         for extra in places[1:]:
@@ -108,7 +126,7 @@ def _regularizers(spec: JobSpec, shape: list[Layer]) -> Iterator[Problem]:
     for index, regularizer in enumerate(spec.regularizers):
         path = f"regularizers.{index}"
         match regularizer:
-            case L1() | L2() | ElasticNet() | WeightDecay():
+            case L1() | L2() | ElasticNet() | GroupLasso() | SparseGroupLasso() | WeightDecay() | NonNegative() | Box() | L2Ball() | MaxNorm() | UnitNorm():
                 yield from _layer_names(regularizer.on, names, path)
             case Dropout():
                 yield from _layer_names(regularizer.on, names[:-1], path)
@@ -123,9 +141,62 @@ def _regularizers(spec: JobSpec, shape: list[Layer]) -> Iterator[Problem]:
                 if proximal:
                     yield Problem(
                         path,
-                        "a step penalty changes the length of each step, on which the proximal threshold of l1 and elastic_net depends",
+                        "a step penalty changes the length of each step, on which the proximal threshold of l1, elastic_net and group penalties depends",
                         'use "method": "subgradient" for l1, or drop one of them',
                     )
+
+
+OF_NORMS = (GroupLasso, SparseGroupLasso, L2Ball, MaxNorm, UnitNorm)
+"""They see several weights at once: under Adam, whose steps differ by weight, their proximal step has no closed form."""
+ALONE = (*OF_NORMS, Box)
+"""Of these one acts on a tensor: their proximal steps do not compose. But for a group penalty inside a ball, which do."""
+
+
+def _groups(spec: JobSpec, facts: Facts) -> Iterator[Problem]:
+    for index, regularizer in enumerate(spec.regularizers):
+        path = f"regularizers.{index}"
+        if isinstance(regularizer, Box) and max(values_of(regularizer.low)) >= min(values_of(regularizer.high)):
+            yield Problem(f"{path}.low", "the low end of a box must be below its high end, in every run", "choose low < high")
+        if isinstance(regularizer, OF_NORMS) and isinstance(spec.optimizer, Adam):
+            reason = f"{regularizer.kind} acts on the norm of several weights, and Adam gives each its own step: their proximal step or projection has no closed form"
+            yield Problem(path, reason, "use sgd; with adam use penalties and constraints of single weights: l1, elastic_net, non_negative, box")
+        if isinstance(regularizer, GroupLasso | SparseGroupLasso) and isinstance(regularizer.groups, tuple):
+            yield from _feature_groups(spec, facts, regularizer, regularizer.groups, path)
+
+
+def _feature_groups(spec: JobSpec, facts: Facts, regularizer: GroupLasso | SparseGroupLasso, groups: tuple[FeatureGroup, ...], path: str) -> Iterator[Problem]:
+    if not isinstance(spec.model, LinearModel):
+        yield Problem(f"{path}.groups", "groups of features need a linear model: behind a hidden layer a weight belongs to no feature", 'use "columns" on the first layer')
+        return
+    if regularizer.on == "all":
+        yield Problem(f"{path}.on", "groups of features have no place for the bias", 'use "on": "weights"')
+    known, seen = feature_names(facts), dict[str, str]()
+    for place, group in enumerate(groups):
+        for number, name in enumerate(group.features):
+            where = f"{path}.groups.{place}.features.{number}"
+            if name not in known:
+                yield Problem(where, f"the dataset has no feature {name!r}", "one of " + ", ".join(known[:20]))
+            elif name in seen:
+                yield Problem(where, f"feature {name!r} stands in group {seen[name]!r} already", "put each feature into one group")
+            seen.setdefault(name, group.name)
+    if missing := [name for name in known if name not in seen]:
+        yield Problem(
+            f"{path}.groups", f"no group has {', '.join(missing[:10])}{' …' if len(missing) > 10 else ''}", "put each feature into one group; a group may have one feature"
+        )
+
+
+def _together(spec: JobSpec, shape: list[Layer]) -> Iterator[Problem]:
+    found = [(index, r, _layers_of(r, shape)) for index, r in enumerate(spec.regularizers) if isinstance(r, ALONE)]
+    for place, (index, later, its) in enumerate(found):
+        for _, earlier, others in found[:place]:
+            ball_and_group = {L2Ball} < {type(later), type(earlier)} and any(isinstance(r, GroupLasso | SparseGroupLasso) for r in (later, earlier))
+            if its & others and not ball_and_group:
+                reason = f"{later.kind} and {earlier.kind} on the same weights: one after the other they are not the proximal step of their sum"
+                yield Problem(f"regularizers.{index}", reason, 'keep one of them, or let them act "on" different layers')
+
+
+def _layers_of(regularizer: GroupLasso | SparseGroupLasso | L2Ball | MaxNorm | UnitNorm | Box, shape: list[Layer]) -> set[str]:
+    return set(regularizer.on) if isinstance(regularizer.on, tuple) else {layer.name for layer in shape}
 
 
 def _layer_names(on: str | tuple[str, ...], names: list[str], path: str) -> Iterator[Problem]:

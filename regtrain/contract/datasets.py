@@ -34,6 +34,11 @@ class Facts(Part):
     """Rows that the publisher has set apart as test rows, the last ones."""
 
 
+def feature_names(facts: Facts) -> tuple[str, ...]:
+    """One name a column: its own, else x0, x1, …"""
+    return facts.feature_names or tuple(f"x{i}" for i in range(facts.features))
+
+
 class _Split(Part):
     validation: Fraction = 0.0
     """Share of the rows (without the test rows) held out for the `val` curves and early stopping."""

@@ -24,6 +24,8 @@ HINTS = {
     "adamw": 'AdamW is {"kind": "adam"} with {"kind": "weight_decay", "lambda": …} among the regularizers',
     "lasso": 'use {"kind": "l1", …}',
     "ridge": 'use {"kind": "l2", …}',
+    "group_l1": 'use {"kind": "group_lasso", …}',
+    "nonneg": 'use {"kind": "non_negative"}',
     "mse": 'use {"kind": "squared_error"}',
     "logistic": 'use {"kind": "binary"}',
     "lam": "write it as in JSON: lambda",

@@ -44,6 +44,82 @@ class ElasticNet(_OnWeights):
     """The share of the L1 part."""
 
 
+class FeatureGroup(Part):
+    """Input features of a linear model that enter or leave it together."""
+
+    name: LayerName
+    """What the group is called."""
+    features: Annotated[tuple[LayerName, ...], Field(min_length=1, max_length=100_000)]
+    """Names of its features; without names of its own a dataset's columns are x0, x1, …"""
+
+
+Groups = Literal["rows", "columns", "tensor"] | Annotated[tuple[FeatureGroup, ...], Field(min_length=1, max_length=10_000)]
+
+
+class _OnGroups(_OnWeights):
+    groups: Groups = "rows"
+    """What is zero together: `rows` (one unit or filter each), `columns` (one input or input channel each), the whole `tensor` (no factor √d: the
+    unsquared norm), or for linear models a list of named groups of features, each feature in exactly one."""
+
+
+class GroupLasso(_OnGroups):
+    """R(w) = Σ_g √d_g·‖w_g‖₂, d_g the numbers of the group; one group a `tensor` has no factor. By proximal steps whole groups become zero (Yuan & Lin 2006)."""
+
+    kind: Literal["group_lasso"]
+
+
+class SparseGroupLasso(_OnGroups):
+    """R(w) = l1_ratio·Σ|wᵢ| + (1 − l1_ratio)·Σ_g √d_g·‖w_g‖₂: zero groups, and zeros inside the others (Simon et al. 2013). Its proximal step is that of the
+    L1 part followed by that of the groups."""
+
+    kind: Literal["sparse_group_lasso"]
+    l1_ratio: Annotated[Number, Searchable(ge=0, le=1)] = 0.5
+    """The share of the L1 part."""
+
+
+class _Constraint(Part):
+    on: On = "weights"
+    """Which parameters: `weights` (matrices and filters), `all` (biases and norm parameters too), or layer names such as ["layers.0", "head"] (their weights)."""
+
+
+class NonNegative(_Constraint):
+    """w ≥ 0: after every update each negative weight is set to exactly zero (projected gradient; Lawson & Hanson 1974 for least squares)."""
+
+    kind: Literal["non_negative"]
+
+
+class Box(_Constraint):
+    """low ≤ w ≤ high: after every update each weight is cut to the interval."""
+
+    kind: Literal["box"]
+    low: Annotated[Number, Searchable()]
+    """The smallest value."""
+    high: Annotated[Number, Searchable()]
+    """The largest value, greater than low."""
+
+
+class L2Ball(_Constraint):
+    """‖w‖₂ ≤ radius, over all these parameters together: after every update w ← w·min(1, radius/‖w‖). The constrained form of `l2`."""
+
+    kind: Literal["l2_ball"]
+    radius: Annotated[Number, Searchable(gt=0)]
+    """The largest norm."""
+
+
+class MaxNorm(_Constraint):
+    """‖w_i‖₂ ≤ max for every row, the weights into one unit or filter: w_i ← w_i·min(1, max/‖w_i‖) after every update (Srebro et al. 2005; Srivastava et al. 2014)."""
+
+    kind: Literal["max_norm"]
+    max: Annotated[Number, Searchable(gt=0)]
+    """The largest norm of a row."""
+
+
+class UnitNorm(_Constraint):
+    """‖w_i‖₂ = 1 for every row: w_i ← w_i/‖w_i‖ after every update; a row of zeros stays zero. Not convex (Salimans & Kingma 2016 parametrise the same sphere)."""
+
+    kind: Literal["unit_norm"]
+
+
 class WeightDecay(_OnWeights):
     """Decoupled: w ← w·(1 − η_t·λ) before the update, as torch's AdamW (Loshchilov & Hutter 2019). Its ledger value is λ·½Σw², which only plain SGD minimises."""
 
@@ -88,4 +164,7 @@ class EarlyStopping(Part):
     """End with the weights of the best evaluation."""
 
 
-Regularizer = Annotated[L1 | L2 | ElasticNet | WeightDecay | StepPenalty | Dropout | EarlyStopping, Field(discriminator="kind")]
+Regularizer = Annotated[
+    L1 | L2 | ElasticNet | GroupLasso | SparseGroupLasso | WeightDecay | NonNegative | Box | L2Ball | MaxNorm | UnitNorm | StepPenalty | Dropout | EarlyStopping,
+    Field(discriminator="kind"),
+]

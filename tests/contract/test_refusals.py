@@ -52,6 +52,24 @@ CASES: list[tuple[dict[str, Any], str, str, str]] = [
     ({"regularizers.0.on": ["layers.7"]}, "regularizers.0.on.0", "no layer 'layers.7'", "layers.0, head"),
     ({"regularizers.1.on": ["head"]}, "regularizers.1.on.0", "no layer 'head'", "layers.0"),
     ({"regularizers.0.on": "biases"}, "regularizers.0.on", "'weights' or 'all' or a list", "/v1/catalog"),
+    ({"regularizers.0": {"kind": "group_lasso", "lambda": -1}}, "regularizers.0.lambda", "greater than or equal to 0", "inside the bounds"),
+    ({"regularizers.0": {"kind": "group_lasso", "lambda": 1, "groups": "row"}}, "regularizers.0.groups", "'rows', 'columns' or 'tensor' or a list", "/v1/catalog"),
+    ({"regularizers.0": {"kind": "group_lasso", "lambda": 1, "groups": [{"name": "a", "features": ["pixel_0_0"]}]}}, "regularizers.0.groups", "need a linear model", '"columns"'),
+    ({"regularizers.0": {"kind": "group_lasso", "lambda": 1}, "optimizer": {"kind": "adam"}}, "regularizers.0", "norm of several weights", "use sgd"),
+    ({"regularizers.0": {"kind": "sparse_group_lasso", "lambda": 1}, "optimizer": {"kind": "adam"}}, "regularizers.0", "norm of several weights", "l1, elastic_net"),
+    ({"regularizers.0": {"kind": "l2_ball", "radius": 1}, "optimizer": {"kind": "adam"}}, "regularizers.0", "no closed form", "non_negative, box"),
+    ({"regularizers.0": {"kind": "max_norm", "max": 1}, "optimizer": {"kind": "adam"}}, "regularizers.0", "no closed form", "non_negative, box"),
+    ({"regularizers.0": {"kind": "l2_ball", "radius": 0}}, "regularizers.0.radius", "greater than 0", "inside the bounds"),
+    ({"regularizers.0": {"kind": "l2_ball", "radius": 1, "lambda": 1}}, "regularizers.0.lambda", "unknown key", "allowed: on, kind, radius"),
+    ({"regularizers.0": {"kind": "box", "low": 1, "high": {"values": [2, 0.5]}}}, "regularizers.0.low", "below its high end", "low < high"),
+    ({"regularizers.0": {"kind": "box", "low": 1}}, "regularizers.0.high", "required", 'add "high"'),
+    ({"regularizers.1": {"kind": "max_norm", "max": 1, "on": ["layers.7"]}}, "regularizers.1.on.0", "no layer 'layers.7'", "layers.0, head"),
+    (
+        {"regularizers": [{"kind": "group_lasso", "lambda": 1}, {"kind": "max_norm", "max": 1, "on": ["head"]}]},
+        "regularizers.1", "max_norm and group_lasso on the same weights", "different layers",
+    ),
+    ({"regularizers": [{"kind": "group_lasso", "lambda": 1}, {"kind": "group_lasso", "lambda": 1, "groups": "columns"}]}, "regularizers.1", "on the same weights", "different layers"),
+    ({"regularizers": [{"kind": "group_lasso", "lambda": 1}, {"kind": "step_penalty", "lambda": 1}]}, "regularizers.1", "group penalties depends", "drop one"),
     ({"dataset.validation": 1}, "dataset.validation", "less than 1", "inside the bounds"),
     ({"budget.epochs": 0}, "budget.epochs", "greater than or equal to 1", "inside the bounds"),
     ({"budget.epochs": 1.5}, "budget.epochs", "a whole number, found 1.5", "/v1/catalog"),
@@ -131,6 +149,27 @@ def test_what_is_no_strict_json_object_is_refused_with_a_hint(body: str | bytes,
     assert problem.path == path
     assert message in problem.message
     assert problem.hint
+
+
+BY_FEATURES: list[tuple[Any, str, str, str]] = [
+    ([{"name": "a", "features": ["age", "sex"]}], "regularizers.0.groups", "no group has bmi, bp, s1", "each feature into one group"),
+    ([{"name": "a", "features": ["agee"]}], "regularizers.0.groups.0.features.0", "no feature 'agee'", "one of age, sex"),
+    ([{"name": "a", "features": ["age"]}, {"name": "b", "features": ["sex", "age"]}], "regularizers.0.groups.1.features.1", "stands in group 'a' already", "one group"),
+]
+
+
+@pytest.mark.parametrize(("groups", "path", "message", "hint"), BY_FEATURES, ids=["missing", "unknown", "twice"])
+def test_groups_hold_each_feature_once(groups: Any, path: str, message: str, hint: str) -> None:
+    job = {**LINEAR, "dataset": {"kind": "diabetes"}, "optimizer": {"kind": "sgd", "lr": 0.1}, "regularizers": [{"kind": "group_lasso", "lambda": 1, "groups": groups}]}
+    problem = refused(json.dumps(job))[0]
+    assert problem.path == path
+    assert message in problem.message
+    assert hint in problem.hint
+
+
+def test_columns_without_names_are_x0_x1() -> None:
+    job = {**LINEAR, "optimizer": {"kind": "sgd", "lr": 0.1}, "regularizers": [{"kind": "group_lasso", "lambda": 1, "groups": [{"name": "a", "features": ["x0"]}]}]}
+    assert refused(json.dumps(job)) == []
 
 
 def test_every_mistake_is_named_at_once() -> None:

@@ -11,27 +11,13 @@ from regtrain.contract.losses import CrossEntropy
 from regtrain.contract.models import Layer
 from regtrain.contract.optimizers import Optimizer
 from regtrain.contract.ranges import concrete
-from regtrain.contract.regularizers import L1, L2, Dropout, EarlyStopping, ElasticNet, Regularizer, StepPenalty, WeightDecay
+from regtrain.contract.regularizers import Box, Dropout, EarlyStopping, ElasticNet, GroupLasso, L2Ball, MaxNorm, Regularizer, SparseGroupLasso, StepPenalty, WeightDecay
 from regtrain.contract.runs import Run
 from worker.training.draws import Masks
 from worker.training.models import Layout, Net, Slot, initial, layout_of
 from worker.training.optimizers import Directions
-from worker.training.regularizers import WeightPenalty, is_proximal
-
-
-@dataclass(frozen=True)
-class Penalty:
-    """One weight penalty of a pack: which columns of the flat matrix it acts on, and each run's strength."""
-
-    index: int
-    """Its place among the spec's regularizers."""
-    name: str
-    """Its series: `penalty/<kind>`, the second of a kind `penalty/<kind>.2`."""
-    spec: WeightPenalty
-    lam: Tensor
-    ratio: Tensor | None
-    columns: list[slice]
-    tensors: list[str]
+from worker.training.penalties import Bound, Penalty, groups_in, joined, norms_in
+from worker.training.regularizers import Constraint, WeightPenalty, is_proximal
 
 
 @dataclass(frozen=True)
@@ -45,7 +31,8 @@ class DropoutAt:
 class Pack:
     """R runs that train together. Row r of every tensor belongs to run r alone."""
 
-    def __init__(self, runs: list[Run], shape: list[Layer], *, features: int, device: torch.device) -> None:
+    def __init__(self, runs: list[Run], shape: list[Layer], *, features: int, device: torch.device, names: tuple[str, ...] = ()) -> None:
+        """`names`: of the features, for groups of features."""
         self.runs, self.shape, self.device = runs, shape, device
         self.spec: JobSpec = runs[0].spec
         """Of the first run: what all runs of a pack share. Numbers that may differ are read through `stack`."""
@@ -64,9 +51,11 @@ class Pack:
             view.fill_(1.0 if name.endswith("running_var") else 0.0)
         self.alive = torch.ones(len(runs), dtype=torch.bool, device=device)
         self.directions = Directions(self.spec.optimizer, self._stack_optimizer, self.flat)
-        self.penalties = [self._penalty(i, r) for i, r in enumerate(self.spec.regularizers) if isinstance(r, L1 | L2 | ElasticNet | WeightDecay)]
-        self.reshapes = any(is_proximal(p.spec) or isinstance(p.spec, WeightDecay) for p in self.penalties)
-        """Whether penalties act on the weights themselves, behind the optimizer's update."""
+        self.names = names
+        self.penalties = [self._penalty(i, r) for i, r in enumerate(self.spec.regularizers) if isinstance(r, WeightPenalty)]
+        self.bounds = [self._bound(i, r) for i, r in enumerate(self.spec.regularizers) if isinstance(r, Constraint)]
+        self.reshapes = bool(self.bounds) or any(is_proximal(p.spec) or isinstance(p.spec, WeightDecay) for p in self.penalties)
+        """Whether penalties or constraints act on the weights themselves, behind the optimizer's update."""
         self.step_penalty = self._step_penalty()
         self.dropouts = [self._dropout(i, r, features) for i, r in enumerate(self.spec.regularizers) if isinstance(r, Dropout)]
         self.early = next((r for r in self.spec.regularizers if isinstance(r, EarlyStopping)), None)
@@ -137,10 +126,23 @@ class Pack:
             index=index,
             name=f"penalty/{spec.kind}" + (f".{same + 1}" if same else ""),
             spec=spec,
-            lam=self._of(index, lambda r: 0.0 if isinstance(r, Dropout | EarlyStopping) else concrete(r.lam)),
-            ratio=self._of(index, lambda r: concrete(r.l1_ratio) if isinstance(r, ElasticNet) else 0.0) if isinstance(spec, ElasticNet) else None,
-            columns=_joined(slots),
+            lam=self._of(index, lambda r: concrete(r.lam) if isinstance(r, WeightPenalty) else 0.0),
+            ratio=self._of(index, lambda r: concrete(r.l1_ratio) if isinstance(r, ElasticNet | SparseGroupLasso) else 0.0) if hasattr(spec, "l1_ratio") else None,
+            columns=joined(slots),
             tensors=[slot.name for slot in slots],
+            groups=groups_in(slots, spec.groups, self.names, self.device) if isinstance(spec, GroupLasso | SparseGroupLasso) else None,
+        )
+
+    def _bound(self, index: int, spec: Constraint) -> Bound:
+        slots = self.columns(spec.on)
+        return Bound(
+            index=index,
+            spec=spec,
+            low=self._of(index, lambda r: concrete(r.low) if isinstance(r, Box) else 0.0),
+            high=self._of(index, _highest),
+            columns=joined(slots),
+            tensors=[slot.name for slot in slots],
+            groups=norms_in(spec, slots, self.device),
         )
 
     def _step_penalty(self) -> tuple[Tensor, bool] | None:
@@ -160,12 +162,10 @@ class Pack:
         return self.stack(lambda s: concrete(s.loss.label_smoothing) if isinstance(s.loss, CrossEntropy) else 0.0) if any(smoothing) else None
 
 
-def _joined(slots: list[Slot]) -> list[slice]:
-    """Neighbouring tensors as one slice: fewer operations."""
-    joined: list[slice] = []
-    for slot in slots:
-        if joined and joined[-1].stop == slot.start:
-            joined[-1] = slice(joined[-1].start, slot.stop)
-        else:
-            joined.append(slice(slot.start, slot.stop))
-    return joined
+def _highest(spec: Regularizer) -> float:
+    """The number above which a constraint lets nothing."""
+    match spec:
+        case Box(high=most) | L2Ball(radius=most) | MaxNorm(max=most):
+            return concrete(most)
+        case _:
+            return 0.0

@@ -20,19 +20,18 @@ from worker.training import preprocess
 from worker.training.checkpoints import save
 from worker.training.device import environment
 from worker.training.evaluate import Part, evaluate
-from worker.training.pack import Pack, Penalty
+from worker.training.pack import Pack
 from worker.training.prepare import Job
-from worker.training.regularizers import penalty
-from worker.training.running import Running
+from worker.training.running import Running, pack_of
 from worker.training.step import ORDER
 
 
 def started(job: Job, packs: list[list[int]], first: Run, *, pack: int, step: int) -> Started:
     """What is known before the first update."""
-    one = Pack([first], job.shape, features=job.rows.x.shape[1], device=job.device)
+    one = pack_of(job, [first])
     return Started(
         runs=len(job.runs), packs=packs, steps=job.steps, steps_per_epoch=job.per_epoch, layers=[layer.name for layer in job.shape], series=_series(job, one),
-        penalised={f"regularizers.{p.index}": p.tensors for p in one.penalties}, step_order=list(ORDER), environment=environment(job.device),
+        penalised={f"regularizers.{p.index}": p.tensors for p in (*one.penalties, *one.bounds)}, step_order=list(ORDER), environment=environment(job.device),
         warnings=_warnings(job, one), pack=pack, step=step,
     )  # fmt: skip
 
@@ -44,7 +43,7 @@ def of_runs(job: Job, running: Running) -> Iterator[RunFinished]:
     measured = {
         name: value.cpu().numpy() for part, rows in (("train", job.train), ("val", job.val), ("test", job.test)) if len(rows) for name, value in evaluate(pack, rows, part).items()
     }
-    penalties = {p.name: _value(p, pack).cpu().double().numpy() for p in pack.penalties}
+    penalties = {p.name: p.value(pack.flat).cpu().double().numpy() for p in pack.penalties}
     tensors = pack.net.tensors
     for r, run in enumerate(pack.runs):
         metrics = {name: float(value[r]) for name, value in (measured | penalties).items()}
@@ -55,7 +54,7 @@ def of_runs(job: Job, running: Running) -> Iterator[RunFinished]:
             run=run.index, state=RunState.FAILED if died else RunState.SUCCEEDED,
             stop_reason=StopReason.DIVERGED if died else StopReason.EARLY_STOPPING if r in recorder.ended else StopReason.BUDGET,
             steps=recorder.ended.get(r, job.steps), metrics=metrics, best=running.best.of(r),
-            zeros={name: int((tensors[name][r] == 0).sum()) for p in pack.penalties for name in p.tensors},
+            zeros={name: int((tensors[name][r] == 0).sum()) for p in (*pack.penalties, *pack.bounds) for name in p.tensors},
             coefficients=_coefficients(job, tensors, r), first_nonfinite=_named(job, died),
         )  # fmt: skip
 
@@ -119,16 +118,11 @@ def _warnings(job: Job, pack: Pack) -> list[Warned]:
     loss = float(evaluate(pack, Part(job.train.x[:1024], job.train.y[:1024]), "train")["loss/train"][0])
     found: list[Warned] = []
     for p in pack.penalties:
-        value = float(_value(p, pack)[0])
+        value = float(p.value(pack.flat)[0])
         if value > loss > 0:
             far = f"at step 0 the penalty is {value:.4g} and the loss {loss:.4g}: λ is far too strong, the penalty leads the training"
             found.append(Warned(f"regularizers.{p.index}.lambda", f"{far}; try λ below {float(p.lam[0]) * loss / value / 10:.2g}", "data"))
     return found
-
-
-def _value(p: Penalty, pack: Pack) -> Tensor:
-    """λ·R(w) of each run at the pack's weights.  (R,)"""
-    return torch.stack([penalty(p.spec, pack.flat[:, c], p.lam, p.ratio) for c in p.columns]).sum(0)
 
 
 def _coefficients(job: Job, tensors: Any, r: int) -> dict[str, Any] | None:

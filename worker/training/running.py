@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from regtrain.contract.datasets import feature_names
 from regtrain.contract.events import Checkpointed, Points
 from regtrain.contract.runs import Run
 from worker.training.checkpoints import save
@@ -112,7 +113,7 @@ class Running:
     def _make(self, places: list[int]) -> None:
         self.places = places
         """Which of the pack's runs still train: row r of every tensor belongs to runs[places[r]]."""
-        self.pack = Pack([self.runs[place] for place in places], self.job.shape, features=self.job.rows.x.shape[1], device=self.job.device)
+        self.pack = pack_of(self.job, [self.runs[place] for place in places])
         self.best = Best(self.pack, self.pack.early.metric if self.pack.early else "loss/val", self.pack.early)
         self.feed = Feed(self.job, self.pack)
 
@@ -139,3 +140,9 @@ class Running:
         for name, tensor in mine.items():
             self._whole[name][rows] = tensor
         return self._whole
+
+
+def pack_of(job: Job, runs: list[Run]) -> Pack:
+    """These runs of the job as one pack, at their initial weights."""
+    names = feature_names(job.rows.facts)
+    return Pack(runs, job.shape, features=len(names), device=job.device, names=names)

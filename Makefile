@@ -43,8 +43,10 @@ bench: setup ## all benchmarks that need no GPU; each writes to benchmarks/resul
 	@for name in one_job runs diagnostics series submit; do \
 		echo "== $$name"; OMP_NUM_THREADS=1 PYTHONPATH=. $(BIN)/python benchmarks/$$name.py || exit 1; done
 
+bench-gpu: PYTHON_HERE = $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 bench-gpu: ## the checks that need a GPU (torch, numpy and pydantic are enough); says so where there is none
-	@PYTHONPATH=. $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) benchmarks/gpu.py
+	@if $(PYTHON_HERE) -c 'import torch, numpy, pydantic' 2>/dev/null; then PYTHONPATH=. $(PYTHON_HERE) benchmarks/gpu.py; \
+		else echo "bench-gpu: $(PYTHON_HERE) has no torch, numpy or pydantic: nothing was measured (make setup installs them)"; fi
 
 clean: ## remove everything that was generated
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -25,7 +25,7 @@ SPEC: dict[str, Any] = {
 """8 runs of Adam with dropout, of which some stop early and some do not."""
 MOMENTS = [random.Random(2026 + i).uniform(0.3, 0.65) for i in range(10)]
 """Shares of the steps at which something is killed."""
-LEASE = "5"
+LEASE = "8"
 
 
 @dataclass

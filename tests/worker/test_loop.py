@@ -6,6 +6,7 @@ import signal
 import numpy as np
 import psutil
 import pytest
+from sqlalchemy import select
 from worker_houses import ENDLESS, QUICK, House, child_of, until
 
 from regtrain.contract.events import Points, RunFinished

@@ -181,6 +181,15 @@ class Client:
         """
         self._send("DELETE", f"/v1/datasets/{dataset}")
 
+    def strengths(self, convention: str, strength: float, *, loss: str, rows: int, penalty: str = "l2", **more: Any) -> list[dict[str, Any]]:
+        """A strength in every convention: `l1_ratio`, `target_deviation` and `classes` where they are needed.
+
+        Raises:
+            SpecRefused: the convention has no such penalty or loss, or a number is missing.
+        """
+        question = {"convention": convention, "strength": strength, "loss": loss, "rows": rows, "penalty": penalty, **more}
+        return self._json("POST", "/v1/lambda", json=question)["conventions"]
+
     def workers(self) -> list[dict[str, Any]]:
         return self._json("GET", "/v1/workers")["workers"]
 

@@ -1,19 +1,21 @@
 """Puts the service together: rooms, errors, guard, documentation."""
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 from asgi_correlation_id import CorrelationIdMiddleware
 from fastapi import Depends, FastAPI
 from fastapi.routing import APIRoute
 from fastapi_offline import FastAPIOffline
+from ulid import ULID
 
 import regtrain
-from regtrain.store import jobs
+from regtrain.store import jobs, nudge
 from regtrain.store.database import Database, open_database
-from service import catalog, curves, datasets, gradients, health, problems, runs, workers
+from service import catalog, curves, datasets, gradients, health, lam, problems, runs, workers
 from service import jobs as job_routes
 from service.guard import Guard
 from service.requests import known_parameters
@@ -22,7 +24,7 @@ from service.waiting import Glance, Poller
 
 PARSERS = 2
 """Uploads that are read at the same time."""
-ROOMS = (job_routes, runs, curves, gradients, datasets, catalog, workers, health)
+ROOMS = (job_routes, runs, curves, gradients, datasets, lam, catalog, workers, health)
 DESCRIPTION = """Regularized training as a service: what a method does to every layer's gradient, measured.
 
 Submit a spec to `/v1/jobs`, wait at `/v1/jobs/{id}?wait=60`, read `/v1/jobs/{id}/curves` and `/gradients` (add `?format=text` in a terminal).
@@ -66,8 +68,22 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     app.state.poller, app.state.parsing = poller, asyncio.Semaphore(PARSERS)
     app.state.nudge = lambda: loop.call_soon_threadsafe(poller.nudge)
     app.state.stop = lambda: loop.call_soon_threadsafe(poller.close)
-    yield
+    with nudge.listening(database.data, f"service_{ULID()}", "services") as taps:
+        if taps is not None:
+            taps.setblocking(False)
+            loop.add_reader(taps, lambda: hear(taps, poller))
+        yield
+        if taps is not None:
+            loop.remove_reader(taps)
     poller.close()
+
+
+def hear(taps: socket.socket, poller: Poller) -> None:
+    """A worker has written something: those who wait look now, once for all the taps that have come."""
+    with suppress(BlockingIOError):
+        while taps.recv(1):
+            continue
+    poller.nudge()
 
 
 def complete(document: dict[str, Any]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from regtrain.contract.job import JobSpec
 from regtrain.contract.states import FINAL, State
 from regtrain.store import datasets, files, jobs
 from regtrain.store.database import Database
+from service import lam
 from service.faces import dumps, json_answer
 from service.names import nearest
 from service.problems import responses
@@ -130,7 +131,7 @@ async def submit(request: Request, db: Store, wait: Wait = 0, key: Key = None) -
     job, answer = await run_in_threadpool(_submit, db, body, key)
     if wait:
         await _wait(request, job, "terminal", wait)
-        return await run_in_threadpool(lambda: _created(jobs.get(db, job)))
+        return await run_in_threadpool(lambda: _created(db, jobs.get(db, job)))
     return answer
 
 
@@ -177,7 +178,7 @@ async def get(
     if wait:
         await run_in_threadpool(jobs.get, db, id)
         await _wait(request, id, until, wait)
-    return await run_in_threadpool(lambda: tagged(dumps(shown(jobs.get(db, id))), known))
+    return await run_in_threadpool(lambda: tagged(dumps(shown(db, jobs.get(db, id))), known))
 
 
 @router.delete("/{id}", status_code=204, summary="Delete a finished job with its curves and files", responses={204: {"description": "It is gone."}, **responses(404, 409, 422)})
@@ -193,7 +194,7 @@ def cancel(request: Request, db: Store, id: JobId) -> Response:
     """A queued job is cancelled at once, a running one soon; a finished one stays as it is. Can be repeated."""
     job = jobs.cancel(db, id)
     request.app.state.nudge()
-    return json_answer(shown(job))
+    return json_answer(shown(db, job))
 
 
 @router.post("/{id}/retry", status_code=201, summary="Submit the same spec again", responses={**job_responses(201, "The new job."), **responses(404, 409, 422)})
@@ -203,7 +204,7 @@ def retry(db: Store, id: JobId) -> Response:
     if old.state not in FINAL:
         raise Conflict(f"job {id} is {old.state}: only a finished job can be tried again")
     job = _store(db, json.dumps(old.given), old.given, retry_of=id, idempotency=None)
-    return _created(job)
+    return _created(db, job)
 
 
 @router.get(
@@ -236,7 +237,7 @@ def model(db: Store, id: JobId) -> Response:
     return StreamingResponse(pieces(), media_type="application/octet-stream", headers=headers)
 
 
-def shown(job: jobs.Job) -> dict[str, Any]:
+def shown(db: Database, job: jobs.Job) -> dict[str, Any]:
     """The full answer about a job."""
     return {
         **summary(job),
@@ -246,7 +247,7 @@ def shown(job: jobs.Job) -> dict[str, Any]:
         "origin": contract.origin(job.given, job.spec),
         "warnings": job.warnings,
         "diagnosis": None,
-        "result": job.result,
+        "result": _result(db, job),
         "error": _error(job),
     }
 
@@ -297,20 +298,37 @@ def _submit(db: Database, body: bytes, key: str | None) -> tuple[str, Response]:
     given = contract.given_of(body)
     digest = hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest()
     job = _store(db, body, given, retry_of=None, idempotency=(key, digest) if key else None)
-    return job.id, _created(job)
+    return job.id, _created(db, job)
 
 
-def _created(job: jobs.Job) -> Response:
-    return json_answer(shown(job), 201, Location=f"/v1/jobs/{job.id}")
+def _created(db: Database, job: jobs.Job) -> Response:
+    return json_answer(shown(db, job), 201, Location=f"/v1/jobs/{job.id}")
 
 
 def _store(db: Database, body: bytes | str, given: dict[str, Any], *, retry_of: str | None, idempotency: tuple[str, str] | None) -> jobs.Job:
     spec = contract.parse(body)
-    warnings = check(spec, _facts(db, spec))
+    warnings = check(spec, facts_of_spec(db, spec))
     return jobs.submit(db, spec, given=given, warnings=warnings, retry_of=retry_of, idempotency=idempotency)
 
 
-def _facts(db: Database, spec: JobSpec) -> Facts:
+def _result(db: Database, job: jobs.Job) -> dict[str, Any] | None:
+    """The stored result, and the chosen strengths in every convention."""
+    if job.result is None:
+        return None
+    spec = JobSpec.model_validate_json(json.dumps(job.spec))
+    try:
+        facts = facts_of_spec(db, spec)
+    except SpecRefused:  # an upload that has been deleted
+        facts = None
+    return {**job.result, "lambda": lam.of_result(spec, facts, job.result)}
+
+
+def facts_of_spec(db: Database, spec: JobSpec) -> Facts:
+    """What is known of the dataset that a spec names.
+
+    Raises:
+        SpecRefused: it names an upload that there is not.
+    """
     if not isinstance(spec.dataset, Upload):
         facts = facts_of(spec.dataset)
         assert facts is not None

@@ -1,7 +1,7 @@
 """Long polls: one poller for all who wait, so that 2,000 of them cost one query a tick and no thread.
 
 A waiting route is async and holds a future. The poller asks the store about all jobs that are waited for at once,
-sleeps while nobody waits, and is nudged when this process itself has changed a job.
+sleeps while nobody waits, and is nudged when this process or a worker of this machine has changed a job.
 """
 
 import asyncio

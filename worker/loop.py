@@ -90,7 +90,7 @@ class Worker:
     def run(self) -> int:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._note_signal)
-        nudges = self._life.enter_context(nudge.listening(self._db.data, self._name))
+        nudges = self._life.enter_context(nudge.listening(self._db.data, self._name, "workers"))
         threading.Thread(target=self._hear, args=(nudges,), daemon=True).start()
         try:
             while not self._signals:

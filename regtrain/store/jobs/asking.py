@@ -54,7 +54,7 @@ def submit(db: Database, spec: JobSpec, *, given: dict[str, Any], warnings: list
         if job["dataset"] is None:
             raise
         raise SpecRefused([Problem("dataset.id", f"there is no dataset {job['dataset']}", "upload it to /v1/datasets first")]) from error
-    nudge.wake(db.data)
+    nudge.wake(db.data, "workers")
     return job_of(job)
 
 
@@ -71,7 +71,7 @@ def cancel(db: Database, job_id: str) -> Job:
         elif state not in FINAL:
             move(connection, job_id, State.CANCELLED, reason="cancelled by request")
         job = read(connection, job_id)
-    nudge.wake(db.data)
+    nudge.wake(db.data, "workers")
     return job
 
 

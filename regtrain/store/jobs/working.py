@@ -14,7 +14,7 @@ from regtrain.contract.errors import NotFound, StaleAttempt
 from regtrain.contract.events import Checkpointed, Event, Finished, Log, Points, RunFinished, Started
 from regtrain.contract.job import JobSpec
 from regtrain.contract.states import Failure, Intent, RunState, State
-from regtrain.store import files, series
+from regtrain.store import files, nudge, series
 from regtrain.store.database import Database
 from regtrain.store.jobs.moves import move
 from regtrain.store.jobs.progress import advanced, begun, best_run, ended
@@ -99,6 +99,8 @@ def report(db: Database, claim: Claim, events: Sequence[Event]) -> None:
         _refresh(connection, job, columns, events)
         if columns:
             connection.execute(update(jobs).where(jobs.c.id == claim.job).values(**columns))
+    if events:
+        nudge.wake(db.data, "services")
 
 
 def checkpointed(db: Database, claim: Claim, event: Checkpointed, path: Path) -> None:
@@ -135,6 +137,7 @@ def finish(db: Database, claim: Claim, finished: Finished, path: Path) -> None:
         job = _held(connection, claim)
         model = {"model_path": files.relative(db.data, path), "model_sha256": finished.sha256}
         move(connection, claim.job, State.SUCCEEDED, result=finished.result, crashes=0, **model, **ended(connection, job, finished.result))
+    nudge.wake(db.data, "services")
 
 
 def fail(db: Database, claim: Claim, failure: Failure, message: str, detail: str = "") -> None:
@@ -146,6 +149,7 @@ def fail(db: Database, claim: Claim, failure: Failure, message: str, detail: str
     with db.write() as connection:
         _held(connection, claim)
         _fail(connection, claim.job, failure, message, detail)
+    nudge.wake(db.data, "services")
 
 
 def cancelled(db: Database, claim: Claim) -> None:
@@ -157,6 +161,7 @@ def cancelled(db: Database, claim: Claim) -> None:
     with db.write() as connection:
         _held(connection, claim)
         move(connection, claim.job, State.CANCELLED, reason="cancelled by request")
+    nudge.wake(db.data, "services")
 
 
 def release(db: Database, claim: Claim) -> State:
@@ -176,7 +181,9 @@ def crashed(db: Database, claim: Claim, detail: str) -> State:
         StaleAttempt: the job is no longer ours; nothing was stored.
     """
     with db.write() as connection:
-        return _crashed(connection, _held(connection, claim), detail)
+        state = _crashed(connection, _held(connection, claim), detail)
+    nudge.wake(db.data, "services")
+    return state
 
 
 def running(db: Database) -> list[Running]:

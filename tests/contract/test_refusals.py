@@ -70,6 +70,21 @@ CASES: list[tuple[dict[str, Any], str, str, str]] = [
     ),
     ({"regularizers": [{"kind": "group_lasso", "lambda": 1}, {"kind": "group_lasso", "lambda": 1, "groups": "columns"}]}, "regularizers.1", "on the same weights", "different layers"),
     ({"regularizers": [{"kind": "group_lasso", "lambda": 1}, {"kind": "step_penalty", "lambda": 1}]}, "regularizers.1", "group penalties depends", "drop one"),
+    ({"optimizer.kind": "fista"}, "optimizer.kind", "unknown kind", '{"kind": "proximal"}'),
+    ({"optimizer": {"kind": "proximal", "lr": 1}}, "optimizer.lr", "unknown key", "allowed: kind, accelerated, step"),
+    ({"optimizer": {"kind": "proximal"}, "regularizers": []}, "budget.batch_size", "a batch has 64 of the 1438 training rows", '"batch_size": "all"'),
+    ({"optimizer": {"kind": "lbfgs"}, "regularizers": []}, "budget.batch_size", "a batch has 64 of the 1438 training rows", '"batch_size": "all"'),
+    ({"optimizer": {"kind": "lbfgs", "history": 0}}, "optimizer.history", "greater than or equal to 1", "inside the bounds"),
+    ({"optimizer": {"kind": "proximal"}, "budget.batch_size": "all"}, "regularizers.1", "dropout draws another", "sgd or adam"),
+    ({"optimizer": {"kind": "lbfgs"}, "budget.batch_size": "all", "regularizers.1": REMOVED}, "regularizers.0", "without kinks", '{"kind": "proximal"}'),
+    ({"optimizer": {"kind": "lbfgs"}, "budget.batch_size": "all", "regularizers": [{"kind": "box", "low": 0, "high": 1}]}, "regularizers.0", "box has them", '{"kind": "proximal"}'),
+    ({"optimizer": {"kind": "lbfgs"}, "budget.batch_size": "all", "regularizers": [{"kind": "weight_decay", "lambda": 1}]}, "regularizers.0", "lbfgs has none", "use l2"),
+    ({"optimizer": {"kind": "lbfgs"}, "budget.batch_size": "all", "regularizers": [], "clip": {"kind": "value", "max": 1}}, "clip", "length of its steps", "leave clip out"),
+    (
+        {"optimizer": {"kind": "proximal"}, "budget.batch_size": "all", "regularizers": [{"kind": "l1", "lambda": 1, "method": "subgradient"}]},
+        "regularizers.0.method", "jump at 0", '"proximal"',
+    ),
+    ({"optimizer": {"kind": "proximal"}, "budget.batch_size": "all", "regularizers": [{"kind": "step_penalty", "lambda": 1}]}, "regularizers.0", "length of its steps", "sgd or adam"),
     ({"dataset.validation": 1}, "dataset.validation", "less than 1", "inside the bounds"),
     ({"budget.epochs": 0}, "budget.epochs", "greater than or equal to 1", "inside the bounds"),
     ({"budget.epochs": 1.5}, "budget.epochs", "a whole number, found 1.5", "/v1/catalog"),
@@ -140,6 +155,8 @@ BODIES = [
     ("[" * 100_000, "", ""),
     ('{"seed": ' + "9" * 5000 + "}", "", "digits"),
     (b"\xff\xfe", "", ""),
+    ('{"name": "a\\u0000b"}', "name", "NUL"),
+    ('{"metadata": {"team": "a\\u0000b"}}', "metadata.team", "NUL"),
 ]
 
 

@@ -22,23 +22,33 @@ Measured = dict[str, Tensor | list[Tensor]]
 """Series name → (R,), or one (R,) a layer."""
 
 
-LARGE = 2**14
-"""Numbers in a tensor from which reducing in float64 costs more than looking at the float32 result."""
+LARGE, WIDTH = 2**14, 512
+"""Numbers in a tensor from which reducing in float64 costs more than looking at the float32 result; numbers that are added up in float32 at a time."""
 
 
 def norm(x: Tensor) -> Tensor:
     """L2 norm of each run, safe against underflow and overflow of squares.  (R, …) -> (R,)
 
-    Reduced in float64. Large float32 tensors on a CPU are tried in float32 first, in a third of the time: where every run's norm lies far
-    inside the range of squares, what underflowed cannot have mattered. Looking at it costs nothing there, and would cost a synchronisation on a GPU.
+    Reduced in float64. Large float32 tensors on a CPU are reduced in float32 by stretches of WIDTH numbers first, in a fifth of the time (100,000
+    numbers: 11.5 µs against 54, 4e-9 off; in one stretch it would be 4e-5): where every run's norm lies far inside the range of squares, what
+    underflowed cannot have mattered. Looking at it costs nothing there, and would cost a synchronisation on a GPU.
     """
     dims = tuple(range(1, x.dim()))
     if x.numel() >= LARGE * len(x) and x.dtype == torch.float32 and x.device.type == "cpu":
-        quick = torch.linalg.vector_norm(x, dim=dims)
+        quick = _by_stretches(x.flatten(1))
         low, high = torch.aminmax(quick)
         if low.item() > 1e-12 and high.item() < 1e18:
-            return quick.double()
+            return quick
     return torch.linalg.vector_norm(x, dim=dims, dtype=torch.float64)
+
+
+def _by_stretches(rows: Tensor) -> Tensor:
+    """Norm of each row, from the float32 norms of its stretches.  (R, n) -> (R,) float64"""
+    whole = rows.shape[1] // WIDTH * WIDTH
+    norms = torch.linalg.vector_norm(rows[:, :whole].unflatten(1, (-1, WIDTH)), dim=2)
+    if whole < rows.shape[1]:
+        norms = torch.cat([norms, torch.linalg.vector_norm(rows[:, whole:], dim=1, keepdim=True)], 1)
+    return torch.linalg.vector_norm(norms, dim=1, dtype=torch.float64)
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:

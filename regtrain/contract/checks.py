@@ -7,7 +7,7 @@ from regtrain.contract.errors import Problem, SpecRefused, Warned
 from regtrain.contract.job import JobSpec, batch_size, steps, steps_per_epoch
 from regtrain.contract.losses import Binary, CrossEntropy, HalfSquaredError, SquaredError
 from regtrain.contract.models import BatchNorm, Layer, LayerNorm, LinearModel, Mlp, layers, parameters
-from regtrain.contract.optimizers import Adam, Sgd
+from regtrain.contract.optimizers import Adam, Lbfgs, Proximal, Sgd
 from regtrain.contract.ranges import values_of
 from regtrain.contract.regularizers import (
     L1,
@@ -73,6 +73,7 @@ def _refusals(spec: JobSpec, facts: Facts) -> Iterator[Problem]:
     yield from _regularizers(spec, shape)
     yield from _groups(spec, facts)
     yield from _together(spec, shape)
+    yield from _solver(spec, facts)
     if isinstance(spec.optimizer, Sgd) and spec.optimizer.nesterov and min(values_of(spec.optimizer.momentum)) == 0:
         yield Problem("optimizer.nesterov", "Nesterov looks ahead along the momentum, and the momentum is 0", "set optimizer.momentum above 0, such as 0.9")
     yield from _limits(spec, facts, shape)
@@ -193,6 +194,34 @@ def _together(spec: JobSpec, shape: list[Layer]) -> Iterator[Problem]:
             if its & others and not ball_and_group:
                 reason = f"{later.kind} and {earlier.kind} on the same weights: one after the other they are not the proximal step of their sum"
                 yield Problem(f"regularizers.{index}", reason, 'keep one of them, or let them act "on" different layers')
+
+
+def _solver(spec: JobSpec, facts: Facts) -> Iterator[Problem]:
+    """What optimizers that choose their own steps cannot work with."""
+    optimizer = spec.optimizer
+    if not isinstance(optimizer, Proximal | Lbfgs):
+        return
+    rows = counts(spec.dataset, facts)
+    if rows.train >= 1 and steps_per_epoch(spec, rows) > 1:
+        given = f"a batch has {batch_size(spec, rows)} of the {rows.train} training rows"
+        yield Problem("budget.batch_size", f"{optimizer.kind} compares values of one objective, that of all rows; {given}", 'set "batch_size": "all"')
+    if spec.clip is not None:
+        yield Problem("clip", f"{optimizer.kind} chooses the length of its steps by itself", "leave clip out")
+    for index, regularizer in enumerate(spec.regularizers):
+        path, kind = f"regularizers.{index}", regularizer.kind
+        match regularizer:
+            case Dropout():
+                yield Problem(path, f"{optimizer.kind} compares values of one objective, and dropout draws another one at every step", "use sgd or adam")
+            case WeightDecay():
+                yield Problem(path, f"decoupled decay follows a learning rate, and {optimizer.kind} has none", "use l2")
+            case StepPenalty():
+                yield Problem(path, f"{optimizer.kind} chooses the length of its steps by itself", "use sgd or adam")
+            case L1(method="subgradient") if isinstance(optimizer, Proximal):
+                yield Problem(f"{path}.method", "the subgradient has a jump at 0, on which no step size settles", 'use "method": "proximal"')
+            case L1() | ElasticNet() | GroupLasso() | SparseGroupLasso() | NonNegative() | Box() | L2Ball() | MaxNorm() | UnitNorm() if isinstance(optimizer, Lbfgs):
+                yield Problem(path, f"lbfgs needs an objective without kinks and bounds, and {kind} has them", 'use {"kind": "proximal"}')
+            case _:
+                pass
 
 
 def _layers_of(regularizer: GroupLasso | SparseGroupLasso | L2Ball | MaxNorm | UnitNorm | Box, shape: list[Layer]) -> set[str]:

@@ -75,7 +75,30 @@ class Adam(Part):
     """Learning rate over the steps."""
 
 
-Optimizer = Annotated[Sgd | Adam, Field(discriminator="kind")]
+class Proximal(Part):
+    """w ← prox_s(y − s·∇f(y)), y = w + β·(w − w_before): proximal gradient descent on the full batch, accelerated (FISTA; Beck & Teboulle 2009) and restarted
+    whenever a step goes against the momentum (O'Donoghue & Candès 2015). It chooses its own step s; `learning_rate` shows it.
+    """
+
+    kind: Literal["proximal"]
+    accelerated: bool = True
+    """FISTA with restarts; without it ISTA, β = 0."""
+    step: Literal["auto", "backtracking"] = "auto"
+    """`auto`: 1/L for linear models, L the largest curvature of loss and l2 on these rows; else, and with `backtracking`, the largest s that keeps
+    ⟨∇f(w) − ∇f(y), w − y⟩ ≤ ‖w − y‖²/s, halved until it does and a tenth larger at each new step."""
+
+
+class Lbfgs(Part):
+    """w ← w − s·H·∇f(w), H from the last `history` steps and gradients by the two-loop recursion (Nocedal 1980; Liu & Nocedal 1989), s by a line search for
+    the weak Wolfe conditions (Lewis & Overton 2013; approximate ones near the minimum, Hager & Zhang 2005). Full batch, for objectives without kinks.
+    """
+
+    kind: Literal["lbfgs"]
+    history: Annotated[int, Field(ge=1, le=100)] = 10
+    """How many steps it remembers."""
+
+
+Optimizer = Annotated[Sgd | Adam | Proximal | Lbfgs, Field(discriminator="kind")]
 
 
 class GlobalNorm(Part):

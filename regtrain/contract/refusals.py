@@ -22,6 +22,8 @@ MEANT = {"lam": "lambda", "alpha": "lambda", "strength": "lambda", "learning_rat
 """Names of other places for our fields."""
 HINTS = {
     "adamw": 'AdamW is {"kind": "adam"} with {"kind": "weight_decay", "lambda": …} among the regularizers',
+    "fista": 'use {"kind": "proximal"}',
+    "ista": 'use {"kind": "proximal", "accelerated": false}',
     "lasso": 'use {"kind": "l1", …}',
     "ridge": 'use {"kind": "l2", …}',
     "group_l1": 'use {"kind": "group_lasso", …}',

@@ -10,6 +10,7 @@ from regtrain.contract.base import Part
 from regtrain.contract.errors import Problem, SpecRefused
 from regtrain.contract.job import JobSpec
 from regtrain.contract.models import Layer, parameters
+from regtrain.contract.optimizers import Lbfgs, Proximal
 from regtrain.contract.ranges import Linear, Log, Range, Values, values_of
 
 MOST_RUNS = 4096
@@ -61,15 +62,17 @@ def ranges(spec: JobSpec) -> Iterator[tuple[str, Range]]:
 
 def packs(runs: list[Run], *, shape: list[Layer], batch: int, item_bytes: int, device: str) -> list[list[int]]:
     """Indices of the runs that train together. All runs of a spec have one shape; memory alone splits them. `device`: cpu or cuda."""
-    each = bytes_of_run(shape, batch=batch, item_bytes=item_bytes)
+    optimizer = runs[0].spec.optimizer if runs else None
+    vectors = 8 + 2 * optimizer.history if isinstance(optimizer, Lbfgs) else 8 if isinstance(optimizer, Proximal) else 6
+    each = bytes_of_run(shape, batch=batch, item_bytes=item_bytes, vectors=vectors)
     most = max(1, min(MOST_IN_A_PACK, PACK_BYTES[device] // each))
     return [[run.index for run in runs[first : first + most]] for first in range(0, len(runs), most)]
 
 
-def bytes_of_run(shape: list[Layer], *, batch: int, item_bytes: int) -> int:
-    """Memory of one run while it trains: weights, gradient, update and two moments, and three tensors an activation."""
+def bytes_of_run(shape: list[Layer], *, batch: int, item_bytes: int, vectors: int = 6) -> int:
+    """Memory of one run while it trains: so many `vectors` of all parameters (weights, gradient, update, the optimizer's own), and three tensors an activation."""
     activations = batch * sum(prod(layer.signal) for layer in shape)
-    return item_bytes * (6 * parameters(shape) + 3 * activations)
+    return item_bytes * (vectors * parameters(shape) + 3 * activations)
 
 
 def _ranges(node: Any, path: list[str]) -> Iterator[tuple[str, Range]]:

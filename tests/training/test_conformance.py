@@ -998,7 +998,7 @@ def test_mnist_is_read_in_the_order_of_its_files(tmp_path, npz):
         ("models", set(MODELS)),
         ("normalization", set(NORMS) & set(IMAGE_NORMS)),
         ("init", set(INITS)),
-        ("optimizers", set(OPTIMIZERS)),
+        ("optimizers", {*OPTIMIZERS, "proximal", "lbfgs"}),  # those two in test_solvers.py
         ("schedules", set(SCHEDULES)),
         ("clip", set(CLIPS)),
         ("datasets", {*GENERATED, *FROM_SKLEARN, *FROM_FILES}),

@@ -1,10 +1,13 @@
 """What an update needs from outside its pack: rows and learning rates, each a function of the step alone."""
 
+from typing import assert_never
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from regtrain.contract.optimizers import Adam, Lbfgs, Optimizer, Proximal, Sgd
 from regtrain.contract.ranges import concrete
 from worker.training.draws import row_order
 from worker.training.optimizers import factors
@@ -51,5 +54,16 @@ class Feed:
     def _rates_of(self, block: int) -> tuple[NDArray[np.float64], Tensor]:
         first, last = block * BLOCK, min((block + 1) * BLOCK, self.job.steps)
         optimizers = [run.spec.optimizer for run in self.pack.runs]
-        rates = np.stack([concrete(o.lr) * factors(o.schedule, first=first, last=last, steps=self.job.steps) for o in optimizers], 1)
+        rates = np.stack([_rates(o, first, last, self.job.steps) for o in optimizers], 1)
         return rates, torch.from_numpy(rates).to(self.job.device, self.pack.dtype).unsqueeze(2)
+
+
+def _rates(optimizer: Optimizer, first: int, last: int, steps: int) -> NDArray[np.float64]:
+    """(last − first,); 1 for optimizers that choose their own steps, which they measure themselves."""
+    match optimizer:
+        case Sgd() | Adam():
+            return concrete(optimizer.lr) * factors(optimizer.schedule, first=first, last=last, steps=steps)
+        case Proximal() | Lbfgs():
+            return np.ones(last - first)
+        case _:
+            assert_never(optimizer)

@@ -58,6 +58,21 @@ def target(spec: Loss, y: Tensor, dtype: torch.dtype) -> Tensor:
             assert_never(spec)
 
 
+def curvature(spec: Loss) -> float:
+    """The largest second derivative of one row's loss along any direction of its outputs."""
+    match spec:
+        case SquaredError():
+            return 2.0
+        case HalfSquaredError():
+            return 1.0
+        case CrossEntropy():
+            return 0.5  # of diag(p) − ppᵀ (Böhning 1992)
+        case Binary():
+            return 0.25
+        case _:
+            assert_never(spec)
+
+
 def at_uniform(spec: Loss, classes: int) -> float | None:
     """The loss of a model that knows nothing: ln C."""
     return math.log(classes) if isinstance(spec, CrossEntropy) else math.log(2) if isinstance(spec, Binary) else None

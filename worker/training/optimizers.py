@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from regtrain.contract.optimizers import Adam, Clip, ClipValue, Constant, Cosine, GlobalNorm, Optimizer, Schedule, Sgd, Step
+from regtrain.contract.optimizers import Adam, Clip, ClipValue, Constant, Cosine, GlobalNorm, Lbfgs, Optimizer, Proximal, Schedule, Sgd, Step
 from regtrain.contract.ranges import concrete
 
 Stack = Callable[[Callable[[Optimizer], float]], Tensor]
@@ -32,6 +32,19 @@ class Directions:
                 self.beta2 = stack(lambda o: concrete(o.beta2) if isinstance(o, Adam) else 0.0).double()
                 self.eps = stack(lambda o: concrete(o.eps) if isinstance(o, Adam) else 0.0)
                 self.state = {"mean": torch.zeros_like(flat), "square": torch.zeros_like(flat), "updates": torch.zeros_like(self.beta1)}
+            case Proximal():
+                one = torch.ones_like(flat[:, :1])
+                self.state = {"before": flat.clone(), "inertia": one, "step": one.clone()}
+            case Lbfgs(history=history):
+                many = flat.new_zeros(len(flat), history, flat.shape[1])
+                self.state = {
+                    "moves": many,
+                    "bends": many.clone(),
+                    "products": many[:, :, 0].clone(),
+                    "before": flat.clone(),
+                    "slope": torch.zeros_like(flat),
+                    "begun": flat[:, :1] * 0,
+                }
             case _:
                 assert_never(spec)
 
@@ -49,6 +62,8 @@ class Directions:
                 return direction, 1 / (1 - self.momentum)
             case Adam():
                 return self._adam(gradient)
+            case Proximal() | Lbfgs():
+                raise TypeError(f"{self.spec.kind} chooses its own steps: see solvers.py")
             case _:
                 assert_never(self.spec)
 

@@ -11,12 +11,12 @@ from regtrain.contract.losses import CrossEntropy
 from regtrain.contract.models import Layer
 from regtrain.contract.optimizers import Optimizer
 from regtrain.contract.ranges import concrete
-from regtrain.contract.regularizers import Box, Dropout, EarlyStopping, ElasticNet, GroupLasso, L2Ball, MaxNorm, Regularizer, SparseGroupLasso, StepPenalty, WeightDecay
+from regtrain.contract.regularizers import L2, Box, Dropout, EarlyStopping, ElasticNet, GroupLasso, L2Ball, MaxNorm, Regularizer, SparseGroupLasso, StepPenalty, WeightDecay
 from regtrain.contract.runs import Run
 from worker.training.draws import Masks
 from worker.training.models import Layout, Net, Slot, initial, layout_of
 from worker.training.optimizers import Directions
-from worker.training.penalties import Bound, Penalty, groups_in, joined, norms_in
+from worker.training.penalties import Bound, Penalty, groups_in, joined, norms_in, settle
 from worker.training.regularizers import Constraint, WeightPenalty, is_proximal
 
 
@@ -31,8 +31,8 @@ class DropoutAt:
 class Pack:
     """R runs that train together. Row r of every tensor belongs to run r alone."""
 
-    def __init__(self, runs: list[Run], shape: list[Layer], *, features: int, device: torch.device, names: tuple[str, ...] = ()) -> None:
-        """`names`: of the features, for groups of features."""
+    def __init__(self, runs: list[Run], shape: list[Layer], *, features: int, device: torch.device, names: tuple[str, ...] = (), curvature: float | None = None) -> None:
+        """`names`: of the features, for groups of features. `curvature`: the largest of the loss on the training rows, where it is known."""
         self.runs, self.shape, self.device = runs, shape, device
         self.spec: JobSpec = runs[0].spec
         """Of the first run: what all runs of a pack share. Numbers that may differ are read through `stack`."""
@@ -56,6 +56,8 @@ class Pack:
         self.bounds = [self._bound(i, r) for i, r in enumerate(self.spec.regularizers) if isinstance(r, Constraint)]
         self.reshapes = bool(self.bounds) or any(is_proximal(p.spec) or isinstance(p.spec, WeightDecay) for p in self.penalties)
         """Whether penalties or constraints act on the weights themselves, behind the optimizer's update."""
+        self.curvature = None if curvature is None else sum((p.lam for p in self.penalties if isinstance(p.spec, L2)), torch.full_like(self.flat[:, :1], curvature))
+        """With that of the coupled penalties, (R, 1); None where it is not known."""
         self.step_penalty = self._step_penalty()
         self.dropouts = [self._dropout(i, r, features) for i, r in enumerate(self.spec.regularizers) if isinstance(r, Dropout)]
         self.early = next((r for r in self.spec.regularizers if isinstance(r, EarlyStopping)), None)
@@ -91,6 +93,11 @@ class Pack:
                 factor = (drawn >= rate.float()).to(self.dtype) / (1 - rate)
                 factors[place] = factors[place] * factor if place in factors else factor
         return factors
+
+    def settled(self, flat: Tensor, reach: Tensor) -> Tensor:
+        """The proximal steps and projections of all penalties and constraints, in place.  (R, P), reach (R, 1) or (R, P)"""
+        settle(flat, self.penalties, self.bounds, reach)
+        return flat
 
     def columns(self, on: object) -> list[Slot]:
         """The tensors that `on` names, in their order."""

@@ -80,7 +80,7 @@ class Recorder:
         steps = np.array(self._steps, np.int64)
         values = {name: _host(parts) for name, parts in self._measured.items()}
         alive, active = values.pop("alive"), values.pop("active")
-        values["learning_rate"] = np.stack(self._rates)
+        values.setdefault("learning_rate", np.stack(self._rates))
         finish(pack, values, np.array(self._rows))
         dtype = np.float64 if pack.dtype == torch.float64 else np.float32
         for name, value in values.items():

@@ -12,7 +12,8 @@ from regtrain.contract.checks import shape_of
 from regtrain.contract.datasets import counts
 from regtrain.contract.job import JobSpec, batch_size, digest, steps, steps_per_epoch
 from regtrain.contract.losses import Binary, CrossEntropy
-from regtrain.contract.models import Cnn, Layer
+from regtrain.contract.models import Cnn, Layer, LinearModel
+from regtrain.contract.optimizers import Proximal
 from regtrain.contract.runs import Run, expand
 from worker.training import datasets, losses, preprocess
 from worker.training.device import device_of
@@ -39,6 +40,8 @@ class Job:
     """Updates of a run that uses its whole budget."""
     per_epoch: int
     batch: int
+    curvature: float | None = None
+    """Largest curvature of the mean loss of a linear model on the training rows, where the optimizer takes its step from it."""
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("data", "step", "evaluate", "report", "save"), 0.0))
     """Where the time of this attempt went."""
 
@@ -67,6 +70,24 @@ def prepare(spec: JobSpec, *, device: str, data: Path, upload: Path | None, scra
         spec=spec, digest=digest(given), runs=expand(spec), shape=shape_of(spec, rows.facts), rows=rows, scaling=scaling,
         train=part(split.train), val=part(split.val), test=part(split.test), device=where, scratch=scratch,
         steps=steps(spec, sizes), per_epoch=steps_per_epoch(spec, sizes), batch=batch_size(spec, sizes),
+        curvature=None if len(split.train) == 0 else _curvature(spec, scaling(rows.x[split.train])),
     )  # fmt: skip
     job.seconds["data"] = time.perf_counter() - begin
     return job
+
+
+LARGEST_SQUARE = 4096
+"""Rows or columns, whichever are fewer, up to which all eigenvalues of their products are computed."""
+
+
+def _curvature(spec: JobSpec, x: NDArray[np.float64]) -> float | None:
+    """λ_max(XᵀX/n) times that of one row's loss, X with a column of ones for the intercept."""
+    model, optimizer = spec.model, spec.optimizer
+    if not (isinstance(optimizer, Proximal) and optimizer.step == "auto" and isinstance(model, LinearModel)):
+        return None
+    x = np.column_stack([x, np.ones(len(x))]) if model.bias else x
+    if min(x.shape) > LARGEST_SQUARE:
+        return None
+    square = x @ x.T if len(x) < x.shape[1] else x.T @ x
+    largest = float(np.linalg.eigvalsh(square)[-1]) / len(x) * losses.curvature(spec.loss)
+    return largest if largest > 0 and np.isfinite(largest) else None

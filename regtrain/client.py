@@ -90,6 +90,14 @@ class Client:
         headers = {"Content-Type": "application/json", **({"Idempotency-Key": key} if key else {})}
         return cast(Job, self._json("POST", "/v1/jobs", content=_body(spec), headers=headers))
 
+    def plan(self, spec: JobSpec | Mapping[str, Any] | str | bytes) -> dict[str, Any]:
+        """What a spec would come to: runs, packs, steps, memory, warnings, seconds where workers have trained the like. Nothing is stored.
+
+        Raises:
+            SpecRefused: with a path and a hint for everything that is wrong.
+        """
+        return self._json("POST", "/v1/plan", content=_body(spec), headers={"Content-Type": "application/json"})
+
     def job(self, job: str, *, wait: float = 0, until: str = "terminal") -> Job:
         """The job; with `wait`, as soon as `until` holds or that many seconds have passed."""
         query: dict[str, Any] = {"wait": f"{wait:g}", "until": until} if wait else {}

@@ -267,3 +267,23 @@ def test_curves_over_seeds(running: Up) -> None:
     refused = regtrain("gradients", job, "--over", "folds", "--url", running.url)
     assert refused.returncode == 2
     assert "over" in refused.stderr
+
+
+def test_a_plan_says_what_a_job_would_come_to_and_how_long_it_takes(running: Up, finished: str, client: Client) -> None:
+    planned = regtrain("plan", SMALL, "--url", running.url)
+    assert planned.returncode == 0, planned.stderr
+    assert f"{STEPS} a run" in planned.stdout
+    assert "s on cpu" in planned.stdout  # `finished` has been measured
+    found = json.loads(regtrain("plan", "-", "--json", "--url", running.url, stdin=SMALL.read_text(encoding="utf-8")).stdout)
+    assert found == client.plan(SMALL.read_bytes())
+    assert found["runs"] == client.job(finished)["progress"]["runs"]
+    refused = regtrain("plan", "-", "--url", running.url, stdin='{"model": {"kind": "mpl"}}')
+    assert refused.returncode == 2
+    assert "did you mean 'mlp'?" in refused.stderr
+
+
+def test_strengths_are_converted(client: Client) -> None:
+    found = {one["convention"]: one["value"] for one in client.strengths("sklearn_ridge", 2.0, loss="squared_error", rows=50)}
+    assert found["torch"] == pytest.approx(2 * 2 / 50)
+    with pytest.raises(SpecRefused):
+        client.strengths("ridge", 2.0, loss="squared_error", rows=50)

@@ -95,6 +95,18 @@ def run(context: typer.Context) -> None:
 
 
 @app.command()
+def plan(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="A job spec as JSON; - reads standard input.")],
+    url: Url = "",
+    as_json: Annotated[bool, typer.Option("--json", help="The whole answer as JSON.")] = False,
+) -> None:
+    """Say what a job would come to, without submitting it: runs, packs, steps, memory, time, warnings."""
+    with _client(url) as client:
+        found = client.plan(_read(file))
+        out.print_json(data=found) if as_json else show.plan(out, found)
+
+
+@app.command()
 def submit(
     file: Annotated[str, typer.Argument(metavar="FILE", help="A job spec as JSON; - reads standard input.")],
     url: Url = "",
@@ -102,9 +114,8 @@ def submit(
     watched: Annotated[bool, typer.Option("--watch", help="Watch it until it ends.")] = False,
 ) -> None:
     """Submit a job; prints its ID."""
-    body = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
     with _client(url) as client:
-        job = client.submit(body, key=key)
+        job = client.submit(_read(file), key=key)
         for warning in job.get("warnings", []):
             err.print(f"[yellow]warning:[/] {escape(warning['path'])}: {escape(warning['message'])}")
         print(job["id"], flush=True)
@@ -179,6 +190,10 @@ def options(version: Annotated[bool, typer.Option("--version", help="Print the v
 
         print(f"regtrain {__version__}")
         raise typer.Exit
+
+
+def _read(file: str) -> bytes:
+    return sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
 
 
 def _client(url: str) -> "Client":

@@ -62,6 +62,24 @@ def job(console: Console, seen: "Job") -> None:
         console.print(f"  [yellow]warning[/]  {escape(warning['path'])}: {escape(warning['message'])}", soft_wrap=True)
 
 
+def plan(console: Console, found: dict[str, Any]) -> None:
+    """What a job would come to, a line each."""
+    seconds: dict[str, float | None] = found["expected_seconds"]
+    known = {device: value for device, value in seconds.items() if value is not None}
+    packs = [f"{len(sizes)} on {device} (at most {max(sizes)} runs, {_size(found['pack_bytes'][device])})" for device, sizes in found["packs"].items()]
+    rows: dict[str, str] = {
+        "runs": f"{found['runs']}, {found['parameters']:,} parameters each",
+        "packs": ", ".join(packs),
+        "rows": f"{found['rows']['train']} to train on, {found['rows']['val']} validation, {found['rows']['test']} test",
+        "steps": f"{found['steps']} a run, {found['steps_per_epoch']} an epoch",
+        "time": ", ".join(f"about {value:.3g} s on {device}" for device, value in known.items()) or "not known until a worker has trained the like",
+    }
+    for name, value in rows.items():
+        console.print(f"{name:>9}  {escape(value)}", soft_wrap=True)
+    for warning in found["warnings"][:MOST_WARNINGS]:
+        console.print(f"  [yellow]warning[/]  {escape(warning['path'])}: {escape(warning['message'])}", soft_wrap=True)
+
+
 def jobs(console: Console, found: "list[Job]") -> None:
     """One line a job."""
     table = Table(box=None, header_style="bold")
@@ -72,6 +90,10 @@ def jobs(console: Console, found: "list[Job]") -> None:
         steps = f"{progress.get('step', 0)}/{progress['steps']}" if progress.get("steps") else ""
         table.add_row(seen["id"], f"[{COLOURS.get(seen['state'], 'default')}]{seen['state']}[/]", steps, seen["created_at"][:19].replace("T", " "), escape(seen.get("name", "")))
     console.print(table if found else "no jobs")
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e6:.3g} MB" if count >= 1e6 else f"{count / 1e3:.3g} kB"
 
 
 def _brief(metrics: dict[str, Any], *, most: int = 3) -> str:

@@ -291,3 +291,15 @@ workers = Table(
     Column("seen_at", Utc, nullable=False),
     sqlite_strict=True,
 )
+
+rates = Table(
+    "rates",
+    metadata,
+    Column("key", String, primary_key=True, nullable=False),
+    Column("device", String, primary_key=True, nullable=False),
+    _whole("nanoseconds"),
+    Column("measured_at", Utc, nullable=False),
+    CheckConstraint("nanoseconds > 0", name="rates_positive"),
+    sqlite_strict=True,
+    sqlite_with_rowid=False,
+)

@@ -62,6 +62,7 @@ def test_the_document_is_openapi_3_1_and_every_operation_is_explained(document: 
         "get /v1/datasets",
         "get /v1/datasets/{id}",
         "delete /v1/datasets/{id}",
+        "post /v1/plan",
         "post /v1/lambda",
         "get /v1/catalog",
         "get /v1/schema/job",

@@ -234,7 +234,7 @@ def test_delete_takes_every_row_and_file_of_a_rich_job(db: Database) -> None:
     jobs.report(db, held, [act.started(), report, Log("info", "hello")])
     act.checkpoint(db, held, step=600)
     act.finish(db, held)
-    assert all(rows for name, rows in act.everything(db).items() if name not in ("datasets", "workers"))
+    assert all(rows for name, rows in act.everything(db).items() if name not in ("datasets", "workers", "rates"))
     jobs.delete(db, job.id)
     assert act.everything(db) == before
     assert list((db.data / "jobs").iterdir()) == []

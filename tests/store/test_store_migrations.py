@@ -24,8 +24,8 @@ STEP = '''
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0002"
-down_revision = "0001"
+revision = "0003"
+down_revision = "0002"
 
 
 def upgrade() -> None:
@@ -42,9 +42,9 @@ def future(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     def add(more: str = "") -> None:
         folder = tmp_path / "migrations"
         shutil.copytree(Path(migrations.__file__).parent, folder)
-        (folder / "versions" / "v0002_future.py").write_text(STEP % more)
+        (folder / "versions" / "v0003_future.py").write_text(STEP % more)
         monkeypatch.setattr(migrations, "__file__", str(folder / "__init__.py"))
-        monkeypatch.setattr(migrations, "HEAD", "0002")
+        monkeypatch.setattr(migrations, "HEAD", "0003")
 
     return add
 
@@ -85,12 +85,12 @@ def test_a_populated_database_keeps_every_row(db: Database, future: Any) -> None
         assert {name for name, rows in after.items() if rows} >= {"jobs", "runs", "series", "chunks", "pyramid", "checkpoints", "idempotency"}
         with db.read() as connection:
             assert connection.execute(text("SELECT owner FROM jobs")).scalars().all() == [None]
-            assert connection.execute(text("SELECT version_num FROM alembic_version")).scalar() == "0002"
+            assert connection.execute(text("SELECT version_num FROM alembic_version")).scalar() == "0003"
     finally:
         if not db.on_sqlite:  # the server is shared with the other tests
             with db.write() as connection:
                 connection.execute(text("ALTER TABLE jobs DROP COLUMN owner"))
-                connection.execute(text("UPDATE alembic_version SET version_num = '0001'"))
+                connection.execute(text("UPDATE alembic_version SET version_num = '0002'"))
 
 
 def test_a_step_that_would_orphan_rows_changes_nothing(sqlite_db: Database, future: Any) -> None:
@@ -100,7 +100,7 @@ def test_a_step_that_would_orphan_rows_changes_nothing(sqlite_db: Database, futu
         migrations.migrate(sqlite_db)
     assert act.everything(sqlite_db) == before
     with sqlite_db.read() as connection:
-        assert connection.execute(text("SELECT version_num FROM alembic_version")).scalar() == "0001"
+        assert connection.execute(text("SELECT version_num FROM alembic_version")).scalar() == "0002"
 
 
 def test_with_foreign_keys_on_the_same_step_would_delete_the_children(sqlite_db: Database) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, select
 
 from regtrain.contract.events import Points, Started
-from regtrain.store import series
+from regtrain.store import rates, series
 from regtrain.store.tables import now, runs
 
 SHOWN = ("loss/train", "objective/train", "loss/val", "accuracy/val")
@@ -56,7 +56,8 @@ def best_run(connection: Connection, job: Row[Any], columns: dict[str, Any]) -> 
 
 
 def ended(connection: Connection, job: Row[Any], result: dict[str, Any]) -> dict[str, Any]:
-    """Progress and metrics of a job that is done: those of the run that the result chose, else of the best."""
+    """Progress and metrics of a job that is done: those of the run that the result chose, else of the best. Its pace is remembered for plans."""
+    rates.remember(connection, job)
     best = result.get("chosen_run", job.metrics.get("run", 0))
     final: dict[str, Any] = connection.execute(select(runs.c.metrics).where(runs.c.job == job.id, runs.c.index == best)).scalar() or {}
     metrics = {**({"run": best} if job.runs > 1 else {}), **(final or job.metrics)}

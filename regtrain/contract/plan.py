@@ -1,0 +1,84 @@
+"""What a spec comes to, before anything is stored: its runs, packs, steps, parameters and memory. Pure: from the spec and its dataset's facts."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+
+from regtrain.contract.checks import shape_of
+from regtrain.contract.datasets import Counts, Facts, counts
+from regtrain.contract.job import JobSpec, batch_size, resolved, steps, steps_per_epoch
+from regtrain.contract.models import parameters
+from regtrain.contract.runs import PACK_BYTES, bytes_of_run, expand, packs
+
+DEVICES = tuple(PACK_BYTES)
+ITEM_BYTES = {"float32": 4, "float64": 8}
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    name: str
+    output: list[int]
+    """Shape of what it gives on, for one row."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What training this spec would be."""
+
+    runs: int
+    packs: dict[str, list[int]]
+    """Device kind → how many runs each pack has."""
+    rows: Counts
+    layers: list[LayerPlan]
+    parameters: int
+    """Of one run."""
+    steps: int
+    """Updates of one run that uses its whole budget."""
+    steps_per_epoch: int
+    run_bytes: int
+    """Memory of one run while it trains: parameters, gradients, optimizer, activations; from the shapes."""
+    pack_bytes: dict[str, int]
+    """Device kind → memory of its largest pack."""
+    rows_bytes: int
+    """Memory of all rows on the device."""
+
+
+def plan(spec: JobSpec, facts: Facts) -> Plan:
+    """The plan of a spec that `check` has accepted."""
+    shape, sizes, item = shape_of(spec, facts), counts(spec.dataset, facts), ITEM_BYTES[spec.dtype]
+    runs, batch = expand(spec), batch_size(spec, sizes)
+    each = bytes_of_run(shape, batch=batch, item_bytes=item)
+    of_packs = {device: [len(pack) for pack in packs(runs, shape=shape, batch=batch, item_bytes=item, device=device)] for device in DEVICES}
+    return Plan(
+        runs=len(runs),
+        packs=of_packs,
+        rows=sizes,
+        layers=[LayerPlan(layer.name, list(layer.output)) for layer in shape],
+        parameters=parameters(shape),
+        steps=steps(spec, sizes),
+        steps_per_epoch=steps_per_epoch(spec, sizes),
+        run_bytes=each,
+        pack_bytes={device: each * max(members) for device, members in of_packs.items()},
+        rows_bytes=item * facts.rows * (facts.features + facts.outputs),
+    )
+
+
+def pace_key(spec: JobSpec, facts: Facts, pack_sizes: list[int]) -> str:
+    """What the time of a step depends on, as a digest: shapes, batch, dtype, the parts that compute in a step, and the runs of each pack."""
+    given = resolved(spec)
+    model = {name: value for name, value in given["model"].items() if name != "init"}
+    parts = {
+        "model": model,
+        "features": facts.features,
+        "outputs": facts.classes or facts.outputs,
+        "batch": batch_size(spec, counts(spec.dataset, facts)),
+        "accumulate": spec.budget.accumulate,
+        "dtype": spec.dtype,
+        "diagnostics": spec.diagnostics,
+        "loss": spec.loss.kind,
+        "regularizers": [r.kind for r in spec.regularizers],
+        "optimizer": spec.optimizer.kind,
+        "clip": spec.clip and spec.clip.kind,
+        "packs": pack_sizes,
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -202,7 +202,7 @@ def keep(db: Database, canonical: Path, name: str, parsed: dict[str, Any]) -> Da
     """Moves the canonical file to its place and records the dataset; without the record the file is removed again."""
     identity = datasets.fresh_id()
     try:
-        place = files.place(canonical, files.dataset_folder(db.data, identity) / "rows.safetensors")
+        place = files.place(db.data, canonical, files.dataset_folder(db.data, identity) / "rows.safetensors")
         return datasets.create(db, id=identity, name=name, sha256=parsed["sha256"], path=place, facts=facts_of(parsed), preview=parsed["preview"])
     except BaseException:
         files.remove(db.data, identity)

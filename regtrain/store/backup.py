@@ -38,7 +38,7 @@ def backup(database: Path, target: Path) -> Path:
             raise StoreError(f"{database} cannot be copied: {error}") from error
         _check(copy)
         _sync(copy)
-        return place(copy, target)
+        return place(target.parent, copy, target)
 
 
 def restore(source: Path, database: Path) -> Path:
@@ -57,7 +57,7 @@ def restore(source: Path, database: Path) -> Path:
         _sync(copy)
         if database.exists():
             _take_out_of_use(database)
-        return place(copy, database)
+        return place(database.parent, copy, database)
 
 
 @contextmanager

@@ -46,13 +46,16 @@ def publish(data: Path, temporary: Path, *, job: str, attempt: int, name: str) -
     folder = data / "jobs" / _id(job) / str(int(attempt))
     if folder not in temporary.absolute().parents or temporary.is_symlink() or not temporary.is_file():
         raise StaleAttempt(f"{temporary} is no file of attempt {attempt} of {job}")
-    return place(temporary, folder / _name(name))
+    return place(data, temporary, folder / _name(name))
 
 
-def place(temporary: Path, final: Path) -> Path:
-    """Renames a file over its final place and makes the renaming durable."""
+def place(data: Path, temporary: Path, final: Path) -> Path:
+    """Renames a file over its final place and makes the renaming durable, with the folders on the way, most of which are that already: then it costs nothing."""
     temporary.replace(final)
-    sync_folder(final.parent)
+    for folder in final.parents:
+        sync_folder(folder)
+        if folder == data:
+            break
     return final
 
 
@@ -143,7 +146,7 @@ def discard(data: Path, stored: list[str]) -> None:
 
 
 def _folder(data: Path, *parts: str) -> Path:
-    """A folder under the data folder, made durably where it is missing."""
+    """A folder under the data folder, made where it is missing. It becomes durable with the first file that is placed in it: a job need not wait for the disk."""
     folder = data
     for part in parts:
         folder = folder / part
@@ -151,7 +154,6 @@ def _folder(data: Path, *parts: str) -> Path:
             raise NotFound(f"{folder} is a link, and links are not followed")
         with suppress(FileExistsError):
             folder.mkdir()
-            sync_folder(folder.parent)
     return folder
 
 

@@ -45,13 +45,14 @@ def ratios(ours: list[float], theirs: list[float]) -> list[float]:
 
 
 def hardware() -> dict[str, Any]:
-    """What the numbers were measured on; `load`: processes that wanted a core in the last minute, the benchmark's own included."""
+    """What the numbers were measured on; `load`: processes that wanted a core in the last minute, the benchmark's own included; `nice`: its priority."""
     found: dict[str, Any] = {
         "cpu": _cpu(),
         "cores": os.cpu_count(),
         "python": platform.python_version(),
         "threads": os.environ.get("OMP_NUM_THREADS", ""),
         "load": os.getloadavg()[0],
+        "nice": os.nice(0),
     }
     for package in ("torch", "numpy", "sqlalchemy", "pysqlite3", "fastapi", "scikit-learn"):
         try:

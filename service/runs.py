@@ -85,7 +85,7 @@ def shown(run: Run) -> dict[str, Any]:
         "index": run.index,
         "values": run.values,
         "seed": run.seed,
-        "fold": None,
+        "fold": run.fold,
         "variant": None,
         "state": run.state,
         "steps": run.steps,

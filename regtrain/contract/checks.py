@@ -1,6 +1,7 @@
 """Rules that need more than one part of a spec, or the facts of its dataset: what is refused, and what is accepted with a warning."""
 
 from collections.abc import Iterator
+from math import ceil
 
 from regtrain.contract.datasets import Facts, Mnist, counts, feature_names
 from regtrain.contract.errors import Problem, SpecRefused, Warned
@@ -26,7 +27,8 @@ from regtrain.contract.regularizers import (
     UnitNorm,
     WeightDecay,
 )
-from regtrain.contract.runs import count, expand
+from regtrain.contract.runs import count, expand, ranges
+from regtrain.contract.selection import strength
 
 MOST_PARAMETERS = 2_000_000_000
 MOST_STEPS = 1_000_000_000
@@ -74,6 +76,7 @@ def _refusals(spec: JobSpec, facts: Facts) -> Iterator[Problem]:
     yield from _groups(spec, facts)
     yield from _together(spec, shape)
     yield from _solver(spec, facts)
+    yield from _selection(spec, facts)
     if isinstance(spec.optimizer, Sgd) and spec.optimizer.nesterov and min(values_of(spec.optimizer.momentum)) == 0:
         yield Problem("optimizer.nesterov", "Nesterov looks ahead along the momentum, and the momentum is 0", "set optimizer.momentum above 0, such as 0.9")
     yield from _limits(spec, facts, shape)
@@ -105,8 +108,13 @@ def _rows(spec: JobSpec, facts: Facts) -> Iterator[Problem]:
     if rows.train < 1:
         yield Problem("dataset", f"of {facts.rows} rows {rows.test} are test and {rows.val} validation rows: none is left to train on", "hold out less")
         return
-    if batch_size(spec, rows) > rows.train:
-        yield Problem("budget.batch_size", f"a batch of {spec.budget.batch_size} rows is larger than the {rows.train} training rows", 'use a smaller batch, or "all"')
+    fewest = rows.train - ceil(rows.train / spec.selection.folds) if spec.selection.folds else rows.train
+    if spec.budget.batch_size != "all" and spec.budget.batch_size > fewest:
+        yield Problem(
+            "budget.batch_size",
+            f"a batch of {spec.budget.batch_size} rows is larger than the {fewest} training rows" + (" of a fold" if spec.selection.folds else ""),
+            'use a smaller batch, or "all"',
+        )
     elif spec.budget.accumulate > batch_size(spec, rows):
         yield Problem(
             "budget.accumulate",
@@ -115,6 +123,36 @@ def _rows(spec: JobSpec, facts: Facts) -> Iterator[Problem]:
         )
     elif isinstance(_normalization(spec), BatchNorm) and batch_size(spec, rows) // spec.budget.accumulate < 2:
         yield Problem("budget.batch_size", "batch normalization needs at least two rows in each micro-batch", "use a larger batch, a smaller accumulate, or layer normalization")
+
+
+def _selection(spec: JobSpec, facts: Facts) -> Iterator[Problem]:
+    selection, rows = spec.selection, counts(spec.dataset, facts)
+    measured = selection.folds is not None or spec.dataset.validation > 0
+    if selection.folds is not None and spec.dataset.validation > 0:
+        yield Problem("selection.folds", "folds and dataset.validation both hold out validation rows", "keep one of them")
+    if selection.folds is not None and selection.folds > rows.train:
+        yield Problem("selection.folds", f"{rows.train} training rows cannot be cut into {selection.folds} folds", "use fewer folds")
+    if selection.folds is None and selection.repeats > 1:
+        yield Problem("selection.repeats", "only folds can be cut anew", "set selection.folds, such as 5")
+    if selection.folds is not None and selection.repeats > 1 and not selection.shuffle:
+        yield Problem("selection.repeats", "folds that are not shuffled are the same each time", 'set "shuffle": true, or repeats 1')
+    if selection.stratified and facts.target == "real":
+        yield Problem("selection.stratified", "stratified folds need classes; the target is a quantity", 'set "stratified": false')
+    if selection.metric == "accuracy/val" and not isinstance(spec.loss, CrossEntropy | Binary):
+        yield Problem("selection.metric", f"{spec.loss.kind} has no accuracy", 'use "loss/val"')
+    if selection.refit and not measured:
+        yield Problem(
+            "selection.refit", "without folds and validation rows every run has seen all training rows: there is nothing to refit on", "set selection.folds or dataset.validation"
+        )
+    if selection.rule == "one_standard_error":
+        if strength([path for path, _ in ranges(spec)]) is None:
+            yield Problem(
+                "selection.rule",
+                "one_standard_error takes the strongest regularization, so exactly one strength must be searched",
+                "put a range in place of one lambda or rate, or use another rule",
+            )
+        if selection.repetitions < 2:
+            yield Problem("selection.rule", "one run of each value has no standard error", "set selection.folds, such as 5, or selection.seeds")
 
 
 def _regularizers(spec: JobSpec, shape: list[Layer]) -> Iterator[Problem]:
@@ -134,8 +172,8 @@ def _regularizers(spec: JobSpec, shape: list[Layer]) -> Iterator[Problem]:
                 if regularizer.on == "hidden" and isinstance(spec.model, LinearModel):
                     yield Problem(f"{path}.on", "a linear model has no hidden layers", 'use "on": "inputs"')
             case EarlyStopping():
-                if spec.dataset.validation == 0:
-                    yield Problem(f"{path}.metric", f"{regularizer.metric} needs validation rows", "set dataset.validation, such as 0.2")
+                if spec.dataset.validation == 0 and spec.selection.folds is None:
+                    yield Problem(f"{path}.metric", f"{regularizer.metric} needs validation rows", "set dataset.validation, such as 0.2, or selection.folds")
                 if regularizer.metric == "accuracy/val" and not isinstance(spec.loss, CrossEntropy | Binary):
                     yield Problem(f"{path}.metric", f"{spec.loss.kind} has no accuracy", 'use "loss/val"')
             case StepPenalty():

@@ -69,6 +69,8 @@ class RunFinished:
     """Exact zeros of each penalised tensor."""
     coefficients: dict[str, Any] | None = None
     """Linear models: weights and intercept in the units of the raw columns, and of the standardized ones."""
+    values: dict[str, float] | None = None
+    """The chosen values, of the refit alone: it did not have them when the job was submitted."""
     first_nonfinite: dict[str, Any] | None = None
     """Where a diverged run first met a number that is not finite: step, series, layer."""
 

@@ -12,6 +12,7 @@ from regtrain.contract.job import JobSpec
 from regtrain.contract.models import Layer, parameters
 from regtrain.contract.optimizers import Lbfgs, Proximal
 from regtrain.contract.ranges import Linear, Log, Range, Values, values_of
+from regtrain.contract.selection import Selection
 
 MOST_RUNS = 4096
 PACK_BYTES = {"cpu": 2**24, "cuda": 2**33}
@@ -26,33 +27,60 @@ class Run:
 
     index: int
     values: dict[str, float]
-    """Path → value of everything that was searched."""
+    """Path → value of everything that was searched; empty for the refit, whose values are not known before the choice."""
     seed: int
     spec: JobSpec
+    fold: int | None = None
+    """Which fold it is trained without: repetition · folds + fold; None without cross-validation, and for the refit."""
+    refit: bool = False
+    """Trained after the choice, with the chosen values, on all training rows."""
 
 
 def count(spec: JobSpec) -> int:
     """How many runs the spec makes."""
-    return prod(len(values_of(r)) for _, r in ranges(spec)) * spec.selection.seeds
+    return prod(len(values_of(r)) for _, r in ranges(spec)) * spec.selection.repetitions + spec.selection.refits
 
 
 def expand(spec: JobSpec) -> list[Run]:
-    """The runs of a job, ordered by grid (in the order of the spec, the last range fastest), then seed.
+    """The runs of a job, ordered by grid (in the order of the spec, the last range fastest), then fold, then seed; the refit last.
 
     Raises:
         SpecRefused: there would be more than MOST_RUNS.
     """
-    found = list(ranges(spec))
-    if (runs := prod(len(values_of(r)) for _, r in found) * spec.selection.seeds) > MOST_RUNS:
-        raise SpecRefused([Problem("", f"the ranges and seeds of this job make {runs:,} runs; {MOST_RUNS:,} is the most", "use fewer points or seeds, or several jobs")])
-    single = _replace(spec, ["selection", "seeds"], 1)
+    if (runs := count(spec)) > MOST_RUNS:
+        raise SpecRefused(
+            [Problem("", f"the ranges, folds and seeds of this job make {runs:,} runs; {MOST_RUNS:,} is the most", "use fewer points, folds or seeds, or several jobs")]
+        )
+    found, selection = list(ranges(spec)), spec.selection
+    single = spec.model_copy(update={"selection": Selection()})
     grid = [dict(zip((path for path, _ in found), point, strict=True)) for point in product(*(values_of(r) for _, r in found))]
-    runs_of_grid = [(values, _with(single, values)) for values in grid]
-    return [
-        Run(index=position * spec.selection.seeds + seed, values=values, seed=seed, spec=concrete)
-        for position, (values, concrete) in enumerate(runs_of_grid)
-        for seed in range(spec.selection.seeds)
-    ]
+    folds = range(selection.folds * selection.repeats) if selection.folds else [None]
+    each = [(values, _with(single, values)) for values in grid]
+    places = [(values, concrete, fold, seed) for values, concrete in each for fold in folds for seed in range(selection.seeds)]
+    made = [Run(index=index, values=values, seed=seed, spec=concrete, fold=fold) for index, (values, concrete, fold, seed) in enumerate(places)]
+    return [*made, Run(index=len(made), values={}, seed=0, spec=each[0][1], refit=True)] if selection.refits else made
+
+
+def fold_of(spec: JobSpec, index: int) -> int | None:
+    """The fold of a run, without expanding all of them."""
+    selection = spec.selection
+    if not selection.folds or (selection.refits and index == count(spec) - 1):
+        return None
+    return index // selection.seeds % (selection.folds * selection.repeats)
+
+
+def points(runs: list[Run]) -> list[list[Run]]:
+    """The runs of each set of values, in the order of the grid; without the refit."""
+    found: dict[tuple[float, ...], list[Run]] = {}
+    for run in runs:
+        if not run.refit:
+            found.setdefault(tuple(run.values.values()), []).append(run)
+    return list(found.values())
+
+
+def with_values(spec: JobSpec, values: dict[str, float]) -> JobSpec:
+    """The spec of one run: these values in their places, no repetitions."""
+    return _with(spec.model_copy(update={"selection": Selection()}), values)
 
 
 def ranges(spec: JobSpec) -> Iterator[tuple[str, Range]]:
@@ -61,12 +89,15 @@ def ranges(spec: JobSpec) -> Iterator[tuple[str, Range]]:
 
 
 def packs(runs: list[Run], *, shape: list[Layer], batch: int, item_bytes: int, device: str) -> list[list[int]]:
-    """Indices of the runs that train together. All runs of a spec have one shape; memory alone splits them. `device`: cpu or cuda."""
+    """Indices of the runs that train together: they share their training rows, and fit into memory. `device`: cpu or cuda."""
     optimizer = runs[0].spec.optimizer if runs else None
     vectors = 8 + 2 * optimizer.history if isinstance(optimizer, Lbfgs) else 8 if isinstance(optimizer, Proximal) else 6
     each = bytes_of_run(shape, batch=batch, item_bytes=item_bytes, vectors=vectors)
     most = max(1, min(MOST_IN_A_PACK, PACK_BYTES[device] // each))
-    return [[run.index for run in runs[first : first + most]] for first in range(0, len(runs), most)]
+    found: dict[tuple[int | None, bool], list[int]] = {}
+    for run in runs:
+        found.setdefault((run.fold, run.refit), []).append(run.index)
+    return [members[first : first + most] for members in found.values() for first in range(0, len(members), most)]
 
 
 def bytes_of_run(shape: list[Layer], *, batch: int, item_bytes: int, vectors: int = 6) -> int:

@@ -361,16 +361,6 @@ def test_a_cancel_that_meets_a_dead_worker_is_finished_by_whoever_notices(db: Da
     assert jobs.claim(db, worker="w2") is None
 
 
-def test_a_cancel_comes_before_a_crash_loop(db: Database) -> None:
-    job = act.submit(db)
-    for _ in range(MOST_CRASHES - 1):
-        jobs.crashed(db, act.claim(db), "")
-    held = act.claim(db)
-    jobs.cancel(db, job.id)
-    assert jobs.crashed(db, held, "") is State.CANCELLED
-    assert jobs.get(db, job.id).error is None
-
-
 def test_a_claim_resumes_from_the_newest_checkpoints_and_removes_what_lies_beyond(db: Database) -> None:
     job = act.submit(db, selection={"seeds": 3})
     held = act.claim(db)

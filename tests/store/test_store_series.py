@@ -234,18 +234,6 @@ def test_a_report_that_comes_twice_changes_nothing(db: Database) -> None:
     check_exact(curve, np.arange(3000), values[:, 0])
 
 
-def test_a_report_replaces_what_the_series_has_from_its_first_step_on(db: Database) -> None:
-    job_id, held = begun(db)
-    old, new = np.zeros(1000), np.arange(1.0, 801.0)
-    old[600] = np.nan
-    jobs.report(db, held, [act.points(loss_train=(range(1000), old))])
-    jobs.report(db, held, [act.points(loss_train=(range(500, 1300), new))])
-    whole = np.concatenate([old[:500], new])
-    check(db, job_id, "loss/train", np.arange(1300), whole[:, None], [1300], first=None, last=None, points=None)
-    check(db, job_id, "loss/train", np.arange(1300), whole[:, None], [1300], first=None, last=None, points=6)
-    assert jobs.get(db, job_id).metrics == {"loss/train": 800.0}
-
-
 def _without_progress(rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
     return {name: found for name, found in rows.items() if name != "jobs"}  # eta_seconds follows the clock
 

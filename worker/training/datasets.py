@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from regtrain.contract.datasets import Blobs, BreastCancer, Circles, Dataset, Diabetes, Digits, Inline, Iris, LinearRows, Mnist, Upload, Wine, counts, facts_of, target_facts
 from regtrain.contract.datasets import Facts as Facts
 from regtrain.contract.errors import DataError
+from regtrain.contract.selection import Selection
 from worker.training.draws import seed_at
 
 Array = NDArray[np.float64]
@@ -78,6 +79,20 @@ def split(dataset: Dataset, rows: Rows, *, seed: int) -> Split:
         val = _stratified(order[~np.isin(order, test)], rows.y, want.val)
         return _split(n, val, test)
     return _split(n, order[want.test : want.test + want.val], order[: want.test])
+
+
+def folds(train: NDArray[np.int64], y: Array, selection: Selection, *, seed: int) -> list[NDArray[np.int64]]:
+    """The rows left out by each fold of each repetition, in rising order; sizes differ by one at most (scikit-learn's KFold)."""
+    assert selection.folds is not None
+    found: list[NDArray[np.int64]] = []
+    for repeat in range(selection.repeats):
+        order = np.random.default_rng(seed_at(seed, "folds", repeat)).permutation(train) if selection.shuffle else train
+        if selection.stratified:  # dealt out like cards, class by class
+            order = order[np.argsort(y[order], kind="stable")]
+            found += [np.sort(order[fold :: selection.folds]) for fold in range(selection.folds)]
+        else:
+            found += [np.sort(part) for part in np.array_split(order, selection.folds)]
+    return found
 
 
 def _split(n: int, val: NDArray[np.int64], test: NDArray[np.int64]) -> Split:

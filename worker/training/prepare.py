@@ -1,15 +1,16 @@
 """From a spec to what all packs of its job share: rows on the device, shapes, counts."""
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from regtrain.contract.checks import shape_of
-from regtrain.contract.datasets import counts
+from regtrain.contract.datasets import Counts
 from regtrain.contract.job import JobSpec, batch_size, digest, steps, steps_per_epoch
 from regtrain.contract.losses import Binary, CrossEntropy
 from regtrain.contract.models import Cnn, Layer, LinearModel
@@ -22,13 +23,14 @@ from worker.training.evaluate import Part
 
 @dataclass(frozen=True)
 class Job:
-    """What all packs of a job share."""
+    """What the runs of a pack share: all packs of a job, but for rows and what is fitted on them where there are folds."""
 
     spec: JobSpec
     digest: str
     runs: list[Run]
     shape: list[Layer]
     rows: datasets.Rows
+    split: datasets.Split
     scaling: preprocess.Scaling
     train: Part
     val: Part
@@ -58,22 +60,45 @@ def prepare(spec: JobSpec, *, device: str, data: Path, upload: Path | None, scra
     if isinstance(spec.model, Cnn) and spec.model.image is None:
         spec = spec.model_copy(update={"model": spec.model.model_copy(update={"image": rows.facts.image})})
     split = datasets.split(spec.dataset, rows, seed=spec.seed)
+    job = Job(
+        spec=spec, digest=digest(given), runs=expand(spec), shape=shape_of(spec, rows.facts), rows=rows, split=split, device=where, scratch=scratch,
+        **_fitted(spec, rows, split, where),
+    )  # fmt: skip
+    job.seconds["data"] = time.perf_counter() - begin
+    return job
+
+
+def for_run(job: Job, run: Run) -> Job:
+    """The job as a run of one fold, or the refit, sees it: its own training rows, and everything that is fitted on them."""
+    if run.fold is None and not run.refit:
+        return job
+    begin = time.perf_counter()
+    if run.refit:
+        split = replace(job.split, train=np.sort(np.concatenate([job.split.train, job.split.val])), val=job.split.val[:0])
+    else:
+        assert run.fold is not None
+        val = datasets.folds(job.split.train, job.rows.y, job.spec.selection, seed=job.spec.seed)[run.fold]
+        split = replace(job.split, train=np.setdiff1d(job.split.train, val), val=val)
+    found = replace(job, **_fitted(run.spec, job.rows, split, job.device))
+    job.seconds["data"] += time.perf_counter() - begin
+    return found
+
+
+def _fitted(spec: JobSpec, rows: datasets.Rows, split: datasets.Split, device: torch.device) -> dict[str, Any]:
+    """The rows of each part on the device, scaled as the training rows say, and the counts that follow from theirs."""
     scaling = preprocess.fit(rows.x[split.train], standardize=spec.dataset.standardize)
     dtype = torch.float64 if spec.dtype == "float64" else torch.float32
 
     def part(which: NDArray[np.int64]) -> Part:
         x, y = torch.from_numpy(scaling(rows.x[which])), torch.from_numpy(rows.y[which])
-        return Part(x.to(where, dtype), losses.target(spec.loss, y, dtype).to(where))
+        return Part(x.to(device, dtype), losses.target(spec.loss, y, dtype).to(device))
 
-    sizes = counts(spec.dataset, rows.facts)
-    job = Job(
-        spec=spec, digest=digest(given), runs=expand(spec), shape=shape_of(spec, rows.facts), rows=rows, scaling=scaling,
-        train=part(split.train), val=part(split.val), test=part(split.test), device=where, scratch=scratch,
-        steps=steps(spec, sizes), per_epoch=steps_per_epoch(spec, sizes), batch=batch_size(spec, sizes),
-        curvature=None if len(split.train) == 0 else _curvature(spec, scaling(rows.x[split.train])),
-    )  # fmt: skip
-    job.seconds["data"] = time.perf_counter() - begin
-    return job
+    sizes = Counts(train=len(split.train), val=len(split.val), test=len(split.test))
+    return {
+        "scaling": scaling, "train": part(split.train), "val": part(split.val), "test": part(split.test),
+        "steps": steps(spec, sizes), "per_epoch": steps_per_epoch(spec, sizes), "batch": batch_size(spec, sizes),
+        "curvature": None if len(split.train) == 0 else _curvature(spec, scaling(rows.x[split.train])),
+    }  # fmt: skip
 
 
 LARGEST_SQUARE = 4096

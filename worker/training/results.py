@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,7 +12,7 @@ from regtrain.contract.events import Finished, RunFinished, Started
 from regtrain.contract.job import resolved
 from regtrain.contract.losses import Binary, CrossEntropy
 from regtrain.contract.models import LinearModel
-from regtrain.contract.runs import Run
+from regtrain.contract.runs import Run, points
 from regtrain.contract.series import SERIES
 from regtrain.contract.states import RunState, StopReason
 from worker.training import preprocess
@@ -38,11 +37,10 @@ def started(job: Job, packs: list[list[int]], first: Run, *, pack: int, step: in
 
 @torch.no_grad()
 def of_runs(job: Job, running: Running) -> Iterator[RunFinished]:
-    """Every run at its final weights: its metrics on all training rows, on val, and, once, on test."""
+    """Every run at its final weights: its metrics on all training rows, on val, and on test where no choice is to be made first."""
     pack, recorder = running.pack, running.recorder
-    measured = {
-        name: value.cpu().numpy() for part, rows in (("train", job.train), ("val", job.val), ("test", job.test)) if len(rows) for name, value in evaluate(pack, rows, part).items()
-    }
+    parts = [("train", job.train), ("val", job.val), *([("test", job.test)] if tells_test(job, pack.runs[0]) else [])]
+    measured = {name: value.cpu().numpy() for part, rows in parts if len(rows) for name, value in evaluate(pack, rows, part).items()}
     penalties = {p.name: p.value(pack.flat).cpu().double().numpy() for p in pack.penalties}
     tensors = pack.net.tensors
     for r, run in enumerate(pack.runs):
@@ -55,7 +53,7 @@ def of_runs(job: Job, running: Running) -> Iterator[RunFinished]:
             stop_reason=StopReason.DIVERGED if died else StopReason.EARLY_STOPPING if r in recorder.ended else StopReason.BUDGET,
             steps=recorder.ended.get(r, job.steps), metrics=metrics, best=running.best.of(r),
             zeros={name: int((tensors[name][r] == 0).sum()) for p in (*pack.penalties, *pack.bounds) for name in p.tensors},
-            coefficients=_coefficients(job, tensors, r), first_nonfinite=_named(job, died),
+            coefficients=_coefficients(job, tensors, r), first_nonfinite=_named(job, died), values=run.values if run.refit else None,
         )  # fmt: skip
 
 
@@ -64,32 +62,23 @@ def weights(pack: Pack) -> dict[str, Tensor]:
     return {name: view.detach().cpu().clone() for name, view in (dict(pack.net.tensors) | pack.layout.buffer_views(pack.buffers)).items()}
 
 
-def finished(job: Job, packs: list[list[int]], of_packs: list[dict[str, Tensor]], runs: list[RunFinished]) -> Finished:
-    """The job's result, and its model file: every tensor stacked over all runs, in the order of the runs."""
-    order = torch.from_numpy(np.argsort([i for indices in packs for i in indices]))
-    tensors = {name: torch.cat([w[name] for w in of_packs])[order] for name in of_packs[0]}
-    result: dict[str, Any] = {**_chosen(job, runs), "step_order": list(ORDER), "environment": environment(job.device), "seconds": job.seconds}
+def finished(job: Job, tensors: dict[str, Tensor], runs: list[Run], answer: dict[str, Any]) -> Finished:
+    """The job's result, and its model file. `job`: with the scaling of its last pack; `answer`: what has been chosen."""
+    result: dict[str, Any] = {**answer, "step_order": list(ORDER), "environment": environment(job.device), "seconds": job.seconds}
     if job.scratch is None:
         return Finished(result=result, path="", sha256="")
     about = {
         "spec": resolved(job.spec), "digest": job.digest, "features": list(job.rows.facts.feature_names or ()), "classes": list(job.rows.facts.class_names or ()),
         "preprocess": {"mean": job.scaling.mean.tolist(), "scale": job.scaling.scale.tolist()},
-        "runs": [{"index": run.index, "values": run.values, "seed": run.seed} for run in job.runs],
+        "runs": [{"index": run.index, "values": run.values, "seed": run.seed, "fold": run.fold} for run in runs],
     }  # fmt: skip
     saved = save(job.scratch / "model.tmp", tensors, about)
     return Finished(result=result, path=saved.path, sha256=saved.sha256)
 
 
-def _chosen(job: Job, runs: list[RunFinished]) -> dict[str, Any]:
-    """The only run, or the best on the validation rows. Of several runs without validation rows none is chosen."""
-    measured = [run for run in runs if run.state == RunState.SUCCEEDED and np.isfinite(run.metrics.get("loss/val", np.nan))]
-    if len(job.runs) > 1 and not measured:
-        return {"chosen_run": None, "chosen_by": None, "values": {}}
-    chosen = min(measured, key=lambda run: (run.metrics["loss/val"], run.run)) if len(job.runs) > 1 else runs[0]
-    return {
-        "chosen_run": chosen.run, "chosen_by": "loss/val" if len(job.runs) > 1 else None, "values": job.runs[chosen.run].values,
-        "zeros": chosen.zeros, "coefficients": chosen.coefficients,
-    }  # fmt: skip
+def tells_test(job: Job, run: Run) -> bool:
+    """Whether a run is measured on the test rows as it ends: not where a choice among several is still to be made."""
+    return run.refit or (run.fold is None and len(points(job.runs)) == 1)
 
 
 def _series(job: Job, pack: Pack) -> list[str]:

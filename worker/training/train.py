@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from regtrain.contract.errors import Diverged
-from regtrain.contract.events import Event, RunFinished
+from regtrain.contract.events import Event
 from regtrain.contract.job import JobSpec
 from regtrain.contract.runs import packs as packs_of
-from regtrain.contract.states import RunState
 from worker.training import results
 from worker.training.checkpoints import load
-from worker.training.prepare import Job, prepare
+from worker.training.prepare import Job, for_run, prepare
 from worker.training.running import Running
+from worker.training.selection import Found, skipped
 
 
 def train(
@@ -41,19 +41,27 @@ def train(
     packs = packs or packs_of(job.runs, shape=job.shape, batch=job.batch, item_bytes=job.train.x.element_size(), device=job.device.type)
     states = {index: load(path, digest=job.digest, device=job.device) for index, path in (resume or {}).items()}
     at, step = _beginning(states)
-    yield results.started(job, packs, job.runs[packs[0][0]], pack=at, step=step)
-    weights, finished = [], []
+    yield results.started(for_run(job, job.runs[packs[0][0]]), packs, job.runs[packs[0][0]], pack=at, step=step)
+    found = Found(job)
     for index, members in enumerate(packs):
-        running = Running(job, index, [job.runs[i] for i in members])
-        for event in _train_pack(job, running, states.pop(index, None), wants_checkpoint, checkpoint_seconds):
-            if isinstance(event, RunFinished):
-                finished.append(event)
+        runs = [job.runs[i] for i in members]
+        if runs[0].refit:
+            refit = found.refit(runs[0])
+            if refit is None:
+                yield skipped(runs[0])
+                continue
+            runs = [refit]
+        mine = for_run(job, runs[0])
+        running = Running(mine, index, runs)
+        for event in _train_pack(mine, running, states.pop(index, None), wants_checkpoint, checkpoint_seconds):
+            found.note(event)
             yield event
-        weights.append(results.weights(running.pack))
-    if all(run.state == RunState.FAILED for run in finished):
-        first = min(finished, key=lambda run: run.steps)
+        found.keep(mine, running.pack)
+    if found.failed:
+        first = min(found.runs.values(), key=lambda run: run.steps)
         raise Diverged(f"every run became non-finite, the first (run {first.run}) at step {first.steps}: lower optimizer.lr, or set a clip")
-    yield results.finished(job, packs, weights, finished)
+    yield from found.tested()
+    yield found.finished()
 
 
 def _train_pack(job: Job, running: Running, state: Any, wants_checkpoint: Callable[[], bool], checkpoint_seconds: float) -> Iterator[Event]:

@@ -265,6 +265,8 @@ def _run_finished(connection: Connection, claim: Claim, event: RunFinished) -> N
         "coefficients": event.coefficients,
         "first_nonfinite": event.first_nonfinite,
     }
+    if event.values is not None:
+        columns["values"] = event.values
     done = connection.execute(update(runs).where(runs.c.job == claim.job, runs.c.index == event.run).values(**columns))
     if done.rowcount != 1:
         raise NotFound(f"job {claim.job} has no run {event.run}")

@@ -17,6 +17,7 @@ from fastapi import FastAPI
 from safetensors.numpy import save_file
 
 from regtrain.contract.events import Finished, Points, RunFinished, Started
+from regtrain.contract.runs import expand
 from regtrain.contract.states import RunState, StopReason
 from regtrain.store import files, jobs
 from regtrain.store.database import Database
@@ -81,7 +82,7 @@ class Serving:
         save_file({"head.weight": np.ones((runs, 1, 1), np.float32)}, temporary)
         digest = sha256(temporary.read_bytes()).hexdigest()
         place = files.publish(self.data, temporary, job=job, attempt=claim.attempt, name="model.safetensors")
-        jobs.finish(self.database, claim, Finished(result={"chosen_run": 0, "coefficients": None}, path=str(place), sha256=digest), place)
+        jobs.finish(self.database, claim, Finished(result={"chosen_run": 0, "values": expand(claim.spec)[0].values, "coefficients": None}, path=str(place), sha256=digest), place)
 
 
 def report(database: Database, claim: jobs.Claim, values: dict[str, np.ndarray], *, layers: list[str], steps_per_epoch: int = 1) -> None:

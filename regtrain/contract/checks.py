@@ -8,7 +8,7 @@ from regtrain.contract.errors import Problem, SpecRefused, Warned
 from regtrain.contract.job import JobSpec, batch_size, steps, steps_per_epoch
 from regtrain.contract.losses import Binary, CrossEntropy, HalfSquaredError, SquaredError
 from regtrain.contract.models import BatchNorm, Layer, LayerNorm, LinearModel, Mlp, layers, parameters
-from regtrain.contract.optimizers import Adam, Lbfgs, Proximal, Sgd
+from regtrain.contract.optimizers import Adam, Lbfgs, Proximal, Sgd, Step
 from regtrain.contract.ranges import values_of
 from regtrain.contract.regularizers import (
     L1,
@@ -287,29 +287,50 @@ def _limits(spec: JobSpec, facts: Facts, shape: list[Layer]) -> Iterator[Problem
 
 
 def _warnings(spec: JobSpec, facts: Facts) -> Iterator[Warned]:
-    normalization = _normalization(spec)
+    normalization, shape, rows = _normalization(spec), shape_of(spec, facts), counts(spec.dataset, facts)
+    normalized = [layer.name for layer in shape if layer.normalization is not None]
     for index, regularizer in enumerate(spec.regularizers):
         match regularizer:
             case L1(method="subgradient"):
                 yield Warned(f"regularizers.{index}.method", "the subgradient method never reaches an exact zero: count zeros with the proximal method")
-            case L2() | WeightDecay() if normalization is not None and not isinstance(spec.model, LinearModel):
+            case L2() | WeightDecay() if normalization is not None and (not isinstance(regularizer.on, tuple) or set(regularizer.on) & set(normalized)):
                 yield Warned(
                     f"regularizers.{index}",
                     f"weights in front of {normalization.kind} normalization can be scaled without changing the function: here this penalty only changes the effective learning rate",
                 )
-            case Dropout(on="hidden") if isinstance(normalization, BatchNorm):
+            case Dropout() if _in_front_of_batch_norm(regularizer, shape):
                 yield Warned(f"regularizers.{index}", "dropout in front of batch normalization shifts the variance between training and evaluation (Li et al. 2019)")
+            case EarlyStopping(patience=patience) if patience >= spec.budget.epochs:
+                yield Warned(f"regularizers.{index}.patience", f"{patience} evaluations without improvement do not fit into {spec.budget.epochs} epochs: no run stops early")
             case _:
                 pass
+    yield from _idle_schedule(spec, steps(spec, rows))
     if spec.dataset.kind in UNSCALED and not spec.dataset.standardize:
         yield Warned("dataset.standardize", f"the columns of {spec.dataset.kind} differ in size by orders of magnitude: one learning rate and one λ do not fit them all")
-    rows = counts(spec.dataset, facts)
     if isinstance(normalization, BatchNorm) and rows.train - (steps_per_epoch(spec, rows) - 1) * batch_size(spec, rows) == 1:
         yield Warned("budget.batch_size", "the last batch of each epoch has one row, whose batch normalization is constant")
     if isinstance(normalization, BatchNorm) and spec.budget.accumulate > 1:
         yield Warned("budget.accumulate", "with batch normalization the statistics are those of each micro-batch, so accumulation is not the same as one large batch")
     if isinstance(spec.model, Mlp) and len(spec.model.hidden) >= 5 and spec.model.activation == "sigmoid" and normalization is None:
         yield Warned("model.activation", f"{len(spec.model.hidden)} sigmoid layers without normalization shrink the gradient at every layer: watch signal/backward")
+
+
+def _in_front_of_batch_norm(dropout: Dropout, shape: list[Layer]) -> bool:
+    """Whether a layer that is normalised over the batch comes behind the places of a dropout."""
+    names = [layer.name for layer in shape]
+    first = 0 if dropout.on in ("inputs", "hidden") else min(names.index(name) for name in dropout.on) + 1
+    behind = shape[1:] if dropout.on == "hidden" else shape[first:]
+    return any(isinstance(layer.normalization, BatchNorm) for layer in behind)
+
+
+def _idle_schedule(spec: JobSpec, steps: int) -> Iterator[Warned]:
+    if not isinstance(spec.optimizer, Sgd | Adam):
+        return
+    schedule = spec.optimizer.schedule
+    if schedule.warmup_steps >= steps:
+        yield Warned("optimizer.schedule.warmup_steps", f"the budget of {steps} steps ends before the warm-up: the learning rate never reaches lr")
+    elif isinstance(schedule, Step) and schedule.warmup_steps + schedule.every >= steps:
+        yield Warned("optimizer.schedule.every", f"the budget of {steps} steps ends before the first reduction: the learning rate stays as it is")
 
 
 def _normalization(spec: JobSpec) -> BatchNorm | LayerNorm | None:

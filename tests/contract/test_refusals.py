@@ -219,7 +219,11 @@ WARNINGS: list[tuple[dict[str, Any], str, str]] = [
     ({"regularizers.0.method": "subgradient"}, "regularizers.0.method", "never reaches an exact zero"),
     ({"model.normalization": {"kind": "batch"}, "regularizers": [{"kind": "l2", "lambda": 1}]}, "regularizers.0", "effective learning rate"),
     ({"model.normalization": {"kind": "layer"}, "regularizers": [{"kind": "weight_decay", "lambda": 1}]}, "regularizers.0", "effective learning rate"),
-    ({"model.normalization": {"kind": "batch"}, "regularizers": [{"kind": "dropout", "rate": 0.5}]}, "regularizers.0", "shifts the variance"),
+    ({"model.hidden": [8, 8], "model.normalization": {"kind": "batch"}, "regularizers": [{"kind": "dropout", "rate": 0.5}]}, "regularizers.0", "shifts the variance"),
+    ({"model.normalization": {"kind": "batch"}, "regularizers": [{"kind": "dropout", "rate": 0.5, "on": "inputs"}]}, "regularizers.0", "shifts the variance"),
+    ({"dataset.validation": 0.2, "regularizers": [{"kind": "early_stopping", "patience": 10}]}, "regularizers.0.patience", "no run stops early"),
+    ({"optimizer.schedule": {"kind": "constant", "warmup_steps": 1_000_000}}, "optimizer.schedule.warmup_steps", "never reaches lr"),
+    ({"optimizer.schedule": {"kind": "step", "every": 1_000_000}}, "optimizer.schedule.every", "before the first reduction"),
     ({"dataset": {"kind": "wine"}}, "dataset.standardize", "differ in size"),
     ({"model.normalization": {"kind": "batch"}, "budget.accumulate": 2}, "budget.accumulate", "each micro-batch"),
     ({"model.normalization": {"kind": "batch"}, "budget.batch_size": 1437}, "budget.batch_size", "one row"),
@@ -231,6 +235,22 @@ WARNINGS: list[tuple[dict[str, Any], str, str]] = [
 def test_what_was_probably_not_meant_is_accepted_with_a_warning(changes: dict[str, Any], path: str, message: str) -> None:
     warned = [w for w in accept(json.dumps(changed(changes))) if w.path == path]
     assert [message in w.message and w.source == "spec" for w in warned] == [True]
+
+
+SILENT: list[dict[str, Any]] = [
+    {"model.hidden": [8], "model.normalization": {"kind": "batch"}, "regularizers": [{"kind": "dropout", "rate": 0.5}]},
+    {"model.hidden": [8, 8], "model.normalization": {"kind": "batch"}, "regularizers": [{"kind": "dropout", "rate": 0.5, "on": ["layers.1"]}]},
+    {"model.hidden": [8, 8], "model.normalization": {"kind": "layer"}, "regularizers": [{"kind": "dropout", "rate": 0.5}]},
+    {"model.normalization": {"kind": "batch"}, "regularizers": [{"kind": "l2", "lambda": 1, "on": ["head"]}]},
+    {"dataset": {"kind": "wine", "standardize": True}},
+    {"dataset.validation": 0.2, "regularizers": [{"kind": "early_stopping", "patience": 2}], "budget.epochs": 3},
+]
+"""Specs that are near to those with warnings, and mean what they say."""
+
+
+@pytest.mark.parametrize("changes", SILENT, ids=str)
+def test_what_is_right_is_not_warned_about(changes: dict[str, Any]) -> None:
+    assert accept(json.dumps(changed(changes))) == []
 
 
 def test_a_good_spec_has_no_warnings() -> None:

@@ -142,16 +142,13 @@ def names(db: Database, job_id: str) -> list[str]:
 
 def append(connection: Connection, job: str, points: Points) -> None:
     """Stores a report. What the series already has from its first step on is replaced, so that a repeated report changes nothing."""
+    arrived = {name: block for name in points.steps if len((block := blocks.block_of(points, name)).steps) and block.counts.any()}
     known = {head.name: head for head in heads(connection, job, pack=points.pack)}
-    growing: list[_Growth] = []
-    for name in points.steps:
-        block = blocks.block_of(points, name)
-        if not len(block.steps) or not block.counts.any():
-            continue
-        head = known.get(name) or _create(connection, job, points.pack, name, block, layers=points.values[name].shape[2] if points.values[name].ndim == 3 else 0)
-        if block.steps[0] <= head.last_step:
-            _cut(connection, head, int(block.steps[0]))
-        growing.append(_growth(head, block))
+    known |= _create(connection, job, points, {name: block for name, block in arrived.items() if name not in known})
+    for name, block in arrived.items():
+        if block.steps[0] <= known[name].last_step:
+            _cut(connection, known[name], int(block.steps[0]))
+    growing = [_growth(known[name], block) for name, block in arrived.items()]
     tails = _tails(connection, growing)
     older = _siblings(connection, growing)
     batch = _Batch()
@@ -186,12 +183,30 @@ def _head(row: Any) -> Head:
     return Head(row.id, row.pack, row.name, row.runs, row.layers, row.dtype, row.last_step, latest, row.first_nonfinite)
 
 
-def _create(connection: Connection, job: str, pack: int, name: str, block: Block, *, layers: int) -> Head:
-    runs, width, _ = block.values.shape
-    dtype = block.values.dtype.str
-    row: dict[str, Any] = {"job": job, "pack": pack, "name": name, "runs": runs, "layers": layers, "dtype": dtype, "last_step": -1, "first_nonfinite": {}}
-    key = connection.execute(insert(series_table).values(**row).returning(series_table.c.id)).scalar_one()
-    return Head(key, pack, name, runs, layers, dtype, -1, np.full((runs, width), np.nan, dtype), {})
+def _create(connection: Connection, job: str, points: Points, fresh: dict[str, Block]) -> dict[str, Head]:
+    """Empty series for what has come for the first time, by name: in one statement, since all series of a job begin with its first report."""
+    if not fresh:
+        return {}
+    rows: list[dict[str, Any]] = [
+        {
+            "job": job,
+            "pack": points.pack,
+            "name": name,
+            "runs": len(block.values),
+            "layers": points.values[name].shape[2] if points.values[name].ndim == 3 else 0,
+            "dtype": block.values.dtype.str,
+            "last_step": -1,
+            "first_nonfinite": {},
+        }
+        for name, block in fresh.items()
+    ]
+    keys = connection.execute(insert(series_table).returning(series_table.c.id, sort_by_parameter_order=True), rows).scalars().all()
+    return {row["name"]: _empty(key, row) for key, row in zip(keys, rows, strict=True)}
+
+
+def _empty(key: int, row: dict[str, Any]) -> Head:
+    latest = np.full((row["runs"], max(row["layers"], 1)), np.nan, row["dtype"])
+    return Head(key, row["pack"], row["name"], row["runs"], row["layers"], row["dtype"], -1, latest, {})
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from regtrain.contract.models import LinearModel
 from regtrain.contract.runs import Run, points
 from regtrain.contract.series import SERIES
 from regtrain.contract.states import RunState, StopReason
-from worker.training import preprocess
+from worker.training import cautions, preprocess
 from worker.training.checkpoints import save
 from worker.training.device import environment
 from worker.training.evaluate import Part, evaluate
@@ -31,7 +31,7 @@ def started(job: Job, packs: list[list[int]], first: Run, *, pack: int, step: in
     return Started(
         runs=len(job.runs), packs=packs, steps=job.steps, steps_per_epoch=job.per_epoch, layers=[layer.name for layer in job.shape], series=_series(job, one),
         penalised={f"regularizers.{p.index}": p.tensors for p in (*one.penalties, *one.bounds)}, step_order=list(ORDER), environment=environment(job.device),
-        warnings=_warnings(job, one), pack=pack, step=step,
+        warnings=[*_warnings(job, one), *cautions.of_data(job)], pack=pack, step=step,
     )  # fmt: skip
 
 

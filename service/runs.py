@@ -31,6 +31,8 @@ class RunAnswer(BaseModel):
     """Exact zeros of each penalised tensor."""
     coefficients: dict[str, Any] | None
     first_nonfinite: dict[str, Any] | None
+    certificate: dict[str, float | None] | None
+    """Convex jobs: how far the run is from the minimum of its objective (`duality_gap`, `relative_gap`, `kkt_violation`, `closed_form_distance`; null where not known)."""
 
 
 class RunList(BaseModel):
@@ -43,6 +45,7 @@ EXAMPLE = {
         {
             "index": 0, "values": {"regularizers.0.lambda": 0.001}, "seed": 0, "fold": None, "variant": None, "state": "succeeded", "steps": 400, "stop_reason": "budget",
             "metrics": {"loss/val": 0.41}, "best": {"step": 380, "loss/val": 0.4}, "zeros": {"head.weight": 12}, "coefficients": None, "first_nonfinite": None,
+            "certificate": {"objective": 0.52, "duality_gap": 3e-13, "relative_gap": 5.8e-13, "kkt_violation": 2e-12, "closed_form_distance": None},
         }
     ],
     "next_cursor": None,
@@ -95,6 +98,7 @@ def shown(run: Run) -> dict[str, Any]:
         "zeros": run.zeros,
         "coefficients": run.coefficients,
         "first_nonfinite": run.first_nonfinite,
+        "certificate": run.certificate,
     }
 
 

@@ -73,6 +73,9 @@ class RunFinished:
     """The chosen values, of the refit alone: it did not have them when the job was submitted."""
     first_nonfinite: dict[str, Any] | None = None
     """Where a diverged run first met a number that is not finite: step, series, layer."""
+    certificate: dict[str, float | None] | None = None
+    """Convex jobs: how far the run is from the minimum of its objective. `objective`; `duality_gap`, more than which it cannot fall, and the same as a share
+    (`relative_gap`); `kkt_violation`, the largest slope that is left; `closed_form_distance`, relative, for ridge and least squares. Null where not known."""
 
 
 @dataclass(frozen=True)

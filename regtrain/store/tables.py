@@ -202,6 +202,7 @@ runs = Table(
     _words("zeros", nullable=False),
     _words("coefficients"),
     _words("first_nonfinite"),
+    _words("certificate"),
     CheckConstraint(_one_of("state", RunState), name="runs_state"),
     CheckConstraint(f"stop_reason IS NULL OR {_one_of('stop_reason', StopReason)}", name="runs_stop_reason"),
     sqlite_strict=True,

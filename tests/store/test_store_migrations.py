@@ -24,8 +24,8 @@ STEP = '''
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0003"
-down_revision = "0002"
+revision = "0004"
+down_revision = "0003"
 
 
 def upgrade() -> None:
@@ -42,9 +42,9 @@ def future(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     def add(more: str = "") -> None:
         folder = tmp_path / "migrations"
         shutil.copytree(Path(migrations.__file__).parent, folder)
-        (folder / "versions" / "v0003_future.py").write_text(STEP % more)
+        (folder / "versions" / "v0004_future.py").write_text(STEP % more)
         monkeypatch.setattr(migrations, "__file__", str(folder / "__init__.py"))
-        monkeypatch.setattr(migrations, "HEAD", "0003")
+        monkeypatch.setattr(migrations, "HEAD", "0004")
 
     return add
 
@@ -65,7 +65,7 @@ def test_the_steps_lead_to_the_declared_tables(sqlite_db: Database) -> None:
     with engine.connect() as declared, sqlite_db.read() as migrated:
         for connection in (declared, migrated):
             found = connection.execute(text("SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL AND name <> 'alembic_version'"))
-            schemas.append({name: sorted(line.strip(" ,\t") for line in sql.splitlines()) for name, sql in found})
+            schemas.append({name: sorted(part.strip() for line in sql.splitlines() for part in line.split(",") if part.strip()) for name, sql in found})
     engine.dispose()
     assert schemas[0] == schemas[1]
 
@@ -85,12 +85,12 @@ def test_a_populated_database_keeps_every_row(db: Database, future: Any) -> None
         assert {name for name, rows in after.items() if rows} >= {"jobs", "runs", "series", "chunks", "pyramid", "checkpoints", "idempotency"}
         with db.read() as connection:
             assert connection.execute(text("SELECT owner FROM jobs")).scalars().all() == [None]
-            assert connection.execute(text("SELECT version_num FROM alembic_version")).scalar() == "0003"
+            assert connection.execute(text("SELECT version_num FROM alembic_version")).scalar() == "0004"
     finally:
         if not db.on_sqlite:  # the server is shared with the other tests
             with db.write() as connection:
                 connection.execute(text("ALTER TABLE jobs DROP COLUMN owner"))
-                connection.execute(text("UPDATE alembic_version SET version_num = '0002'"))
+                connection.execute(text("UPDATE alembic_version SET version_num = '0003'"))
 
 
 def test_a_step_that_would_orphan_rows_changes_nothing(sqlite_db: Database, future: Any) -> None:
@@ -100,7 +100,7 @@ def test_a_step_that_would_orphan_rows_changes_nothing(sqlite_db: Database, futu
         migrations.migrate(sqlite_db)
     assert act.everything(sqlite_db) == before
     with sqlite_db.read() as connection:
-        assert connection.execute(text("SELECT version_num FROM alembic_version")).scalar() == "0002"
+        assert connection.execute(text("SELECT version_num FROM alembic_version")).scalar() == "0003"
 
 
 def test_with_foreign_keys_on_the_same_step_would_delete_the_children(sqlite_db: Database) -> None:

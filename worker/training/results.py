@@ -16,6 +16,7 @@ from regtrain.contract.runs import Run, points
 from regtrain.contract.series import SERIES
 from regtrain.contract.states import RunState, StopReason
 from worker.training import cautions, preprocess
+from worker.training.certificates import certifier
 from worker.training.checkpoints import save
 from worker.training.device import environment
 from worker.training.evaluate import Part, evaluate
@@ -42,7 +43,7 @@ def of_runs(job: Job, running: Running) -> Iterator[RunFinished]:
     parts = [("train", job.train), ("val", job.val), *([("test", job.test)] if tells_test(job, pack.runs[0]) else [])]
     measured = {name: value.cpu().numpy() for part, rows in parts if len(rows) for name, value in evaluate(pack, rows, part).items()}
     penalties = {p.name: p.value(pack.flat).cpu().double().numpy() for p in pack.penalties}
-    tensors = pack.net.tensors
+    tensors, certificate = pack.net.tensors, certifier(pack, job.train, lambda runs: pack_of(job, runs))
     for r, run in enumerate(pack.runs):
         metrics = {name: float(value[r]) for name, value in (measured | penalties).items()}
         if penalties:
@@ -53,7 +54,8 @@ def of_runs(job: Job, running: Running) -> Iterator[RunFinished]:
             stop_reason=StopReason.DIVERGED if died else StopReason.EARLY_STOPPING if r in recorder.ended else StopReason.BUDGET,
             steps=recorder.ended.get(r, job.steps), metrics=metrics, best=running.best.of(r),
             zeros={name: int((tensors[name][r] == 0).sum()) for p in (*pack.penalties, *pack.bounds) for name in p.tensors},
-            coefficients=_coefficients(job, tensors, r), first_nonfinite=_named(job, died), values=run.values if run.refit else None,
+            coefficients=_coefficients(job, tensors, r), first_nonfinite=_named(job, died), certificate=None if died else certificate(r),
+            values=run.values if run.refit else None,
         )  # fmt: skip
 
 

@@ -97,7 +97,7 @@ class Found:
             return found if place is None else {**found, "values": dict(self.table()[place].values), "chosen_by": self.job.spec.selection.metric}
         end = self.runs[chosen]
         by = None if len(self.job.runs) == 1 else self.job.spec.selection.metric
-        return {**found, "chosen_by": by, "values": self._made[chosen].values, "zeros": end.zeros, "coefficients": end.coefficients}
+        return {**found, "chosen_by": by, "values": self._made[chosen].values, "zeros": end.zeros, "coefficients": end.coefficients, "certificate": end.certificate}
 
     def _selection(self) -> dict[str, Any] | None:
         if not self._searches:

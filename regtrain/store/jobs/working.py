@@ -264,6 +264,7 @@ def _run_finished(connection: Connection, claim: Claim, event: RunFinished) -> N
         "zeros": event.zeros,
         "coefficients": event.coefficients,
         "first_nonfinite": event.first_nonfinite,
+        "certificate": event.certificate,
     }
     if event.values is not None:
         columns["values"] = event.values

@@ -4,6 +4,7 @@ A bucket has its last, least and greatest value and its count: nothing is averag
 series have the same answer, at /gradients.
 """
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -13,6 +14,8 @@ from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, Field
 
 from regtrain.contract.errors import Problem, SpecRefused
+from regtrain.contract.job import JobSpec
+from regtrain.contract.runs import fold_of
 from regtrain.contract.series import BY_NAME, Shape, series_named
 from regtrain.store import jobs, series
 from regtrain.store.database import Database
@@ -49,7 +52,7 @@ Count = Annotated[
 ]
 Over = Annotated[
     Literal["seeds"] | None,
-    Query(description="`seeds`: the runs that share all searched values become one curve, with mean, min, max, standard error and n.", examples=["seeds"]),
+    Query(description="`seeds`: the runs that share all searched values (and the fold) become one curve, with mean, min, max, standard error and n.", examples=["seeds"]),
 ]
 Axis = Annotated[Literal["step", "epoch"], Query(alias="x", description="The unit of `x`.", examples=["step"])]
 
@@ -79,6 +82,8 @@ class SpreadAnswer(BaseModel):
     series: str
     values: dict[str, float]
     """Path → value of everything that was searched."""
+    fold: int | None
+    """The fold that all of them are of."""
     runs: list[int]
     unit: str
     exact: bool
@@ -121,7 +126,7 @@ EXAMPLE_OVER = {
     "over": "seeds",
     "series": [
         {
-            "series": "loss/train", "values": {"regularizers.0.lambda": 0.1}, "runs": [0, 1], "unit": "loss", "exact": True, "x": [0, 1], "mean": [2.3, 1.8], "min": [2.2, 1.8],
+            "series": "loss/train", "values": {"regularizers.0.lambda": 0.1}, "fold": None, "runs": [0, 1], "unit": "loss", "exact": True, "x": [0, 1], "mean": [2.3, 1.8], "min": [2.2, 1.8],
             "max": [2.4, 1.8], "standard_error": [0.1, None], "n": [2, 1], "nonfinite": [0, 0], "first_nonfinite": None,
         }
     ],
@@ -224,8 +229,13 @@ def find(db: Database, job_id: str, wanted: Wanted, *, shape: Shape) -> Found:
     if wanted.first is not None and wanted.last is not None and wanted.first > wanted.last:
         raise SpecRefused([Problem("from", f"step {wanted.first} lies behind step {wanted.last}", "from must not be greater than to")])
     curves = series.read(db, job_id, series=chosen, runs=indices, first=wanted.first, last=wanted.last, points=points, layers=layers)
-    together = across.seeds(curves, values_of_runs(db, job_id)) if wanted.over else None
+    together = _over_seeds(db, job, curves) if wanted.over else None
     return Found(job_id, curves, recorded, (layers or known) if shape == "per_layer" else None, (job.started or {}).get("steps_per_epoch", 1), wanted.axis, together)
+
+
+def _over_seeds(db: Database, job: jobs.Job, curves: list[Curve]) -> list[across.Spread]:
+    spec = JobSpec.model_validate_json(json.dumps(job.spec))
+    return across.seeds(curves, values_of_runs(db, job.id), lambda run: fold_of(spec, run))
 
 
 def as_json(found: Found) -> dict[str, Any]:

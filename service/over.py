@@ -1,10 +1,10 @@
-"""Curves over seeds: the runs of one set of values as one curve, with mean, least, greatest, standard error and how many.
+"""Curves over seeds: the runs of one set of values (and one fold) as one curve, with mean, least, greatest, standard error and how many.
 
 Exact points are aggregated as they are, buckets by their last values. All values of one point were taken at one step: a run that
 has stopped (or is not there yet) is left out of it, and out of its n. Numbers that are not finite are counted, and are in no mean.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,10 +23,11 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class Spread:
-    """One series of the runs that share all searched values. Arrays are (m,), or (m, layers) for per-layer series."""
+    """One series of the runs that differ in nothing but their seed. Arrays are (m,), or (m, layers) for per-layer series."""
 
     series: str
     values: Values
+    fold: int | None
     runs: list[int]
     exact: bool
     x: NDArray[np.int64]
@@ -43,15 +44,15 @@ class Spread:
     bucket: int
 
 
-def seeds(curves: Sequence[Curve], values: Sequence[Values]) -> list[Spread]:
-    """One spread a series and set of values, in the order in which they first appear. `values`: of every run of the job, by index."""
-    groups: dict[tuple[str, tuple[tuple[str, float], ...]], list[Curve]] = {}
+def seeds(curves: Sequence[Curve], values: Sequence[Values], fold: Callable[[int], int | None]) -> list[Spread]:
+    """One spread a series, set of values and fold, in the order in which they first appear. `values`: of every run of the job, by index."""
+    groups: dict[tuple[str, tuple[tuple[str, float], ...], int | None], list[Curve]] = {}
     for curve in curves:
-        groups.setdefault((curve.series, tuple(values[curve.run].items())), []).append(curve)
-    return [_spread(members, dict(shared)) for (_, shared), members in groups.items()]
+        groups.setdefault((curve.series, tuple(values[curve.run].items()), fold(curve.run)), []).append(curve)
+    return [_spread(members, dict(shared), place) for (_, shared, place), members in groups.items()]
 
 
-def _spread(members: Sequence[Curve], values: Values) -> Spread:
+def _spread(members: Sequence[Curve], values: Values, fold: int | None) -> Spread:
     width = max(curve.bucket for curve in members)
     parts = [_coarse(curve, width) for curve in members]
     x = np.unique(np.concatenate([part[0] for part in parts]))
@@ -65,7 +66,7 @@ def _spread(members: Sequence[Curve], values: Values) -> Spread:
     sound = np.isfinite(taken) & present
     stopped = [curve.first_nonfinite for curve in members if curve.first_nonfinite is not None]
     return Spread(
-        series=members[0].series, values=values, runs=[curve.run for curve in members], exact=width == 1, x=x, **_statistics(taken, sound),
+        series=members[0].series, values=values, fold=fold, runs=[curve.run for curve in members], exact=width == 1, x=x, **_statistics(taken, sound),
         n=sound.sum(0), nonfinite=(present & ~sound).sum(0), first_nonfinite=min(stopped, default=None), bucket=width,
     )  # fmt: skip
 
@@ -97,14 +98,14 @@ def _coarse(curve: Curve, width: int) -> tuple[NDArray[np.int64], Array, NDArray
 
 def as_json(spread: Spread, x: list[float]) -> dict[str, Any]:
     declared = series_named(spread.series)
-    head = {"series": spread.series, "values": spread.values, "runs": spread.runs, "unit": declared.unit if declared else "", "exact": spread.exact, "x": x}
+    head = {"series": spread.series, "values": spread.values, "fold": spread.fold, "runs": spread.runs, "unit": declared.unit if declared else "", "exact": spread.exact, "x": x}
     numbers = {name: nullable(getattr(spread, name)) for name in STATISTICS}
     return {**head, **numbers, "n": spread.n.tolist(), "nonfinite": spread.nonfinite.tolist(), "first_nonfinite": spread.first_nonfinite}
 
 
 def columns(spreads: Sequence[Spread]) -> list[str]:
     """Of the table: the searched values stand as columns of their own."""
-    return ["series", *dict.fromkeys(path for spread in spreads for path in spread.values), "layer", "step", "epoch", *STATISTICS, "n", "nonfinite"]
+    return ["series", *dict.fromkeys(path for spread in spreads for path in spread.values), "fold", "layer", "step", "epoch", *STATISTICS, "n", "nonfinite"]
 
 
 def records(spreads: Sequence[Spread], layers: list[str] | None, *, steps_per_epoch: int) -> Iterator[Record]:
@@ -115,7 +116,7 @@ def records(spreads: Sequence[Spread], layers: list[str] | None, *, steps_per_ep
                 at = i if layers is None else (i, place)
                 numbers: dict[str, float | None] = {name: float(getattr(spread, name)[at]) for name in STATISTICS}
                 numbers["standard_error"] = numbers["standard_error"] if spread.n[at] > 1 else None  # unknown, which is not NaN
-                place_of = {"series": spread.series, **spread.values, "layer": layer, "step": step, "epoch": step / steps_per_epoch}
+                place_of = {"series": spread.series, **spread.values, "fold": spread.fold, "layer": layer, "step": step, "epoch": step / steps_per_epoch}
                 yield {**place_of, **numbers, "n": int(spread.n[at]), "nonfinite": int(spread.nonfinite[at])}
 
 
@@ -123,7 +124,7 @@ def drawn(spread: Spread, layers: list[str] | None, x: list[float], *, axis: str
     """A chart of the mean and a short table; with layers, mean ± standard error of each."""
     declared = series_named(spread.series)
     unit = f" [{declared.unit}]" if declared and declared.unit else ""
-    of = "".join(f", {path} = {short(value)}" for path, value in spread.values.items())
+    of = "".join(f", {path} = {short(value)}" for path, value in spread.values.items()) + ("" if spread.fold is None else f", fold {spread.fold}")
     shown = sorted({round(i) for i in np.linspace(0, len(x) - 1, min(TABLE_ROWS, len(x)))})
     yield f"{printable(spread.series)}{unit}{of}, mean over {len(spread.runs)} run{'s' * (len(spread.runs) != 1)}" + (
         "" if spread.exact else f", last of each {spread.bucket} steps"

@@ -8,7 +8,7 @@ from regtrain.contract.checks import shape_of
 from regtrain.contract.datasets import Counts, Facts, counts
 from regtrain.contract.job import JobSpec, batch_size, resolved, steps, steps_per_epoch
 from regtrain.contract.models import parameters
-from regtrain.contract.runs import PACK_BYTES, bytes_of_run, expand, packs
+from regtrain.contract.runs import PACK_BYTES, bytes_of_run, expand, packs, vectors_of
 
 DEVICES = tuple(PACK_BYTES)
 ITEM_BYTES = {"float32": 4, "float64": 8}
@@ -33,7 +33,7 @@ class Plan:
     parameters: int
     """Of one run."""
     steps: int
-    """Updates of one run that uses its whole budget."""
+    """Updates of one run that uses its whole budget on all training rows; in a fold there are fewer rows."""
     steps_per_epoch: int
     run_bytes: int
     """Memory of one run while it trains: parameters, gradients, optimizer, activations; from the shapes."""
@@ -47,7 +47,7 @@ def plan(spec: JobSpec, facts: Facts) -> Plan:
     """The plan of a spec that `check` has accepted."""
     shape, sizes, item = shape_of(spec, facts), counts(spec.dataset, facts), ITEM_BYTES[spec.dtype]
     runs, batch = expand(spec), batch_size(spec, sizes)
-    each = bytes_of_run(shape, batch=batch, item_bytes=item)
+    each = bytes_of_run(shape, batch=batch, item_bytes=item, vectors=vectors_of(spec.optimizer))
     of_packs = {device: [len(pack) for pack in packs(runs, shape=shape, batch=batch, item_bytes=item, device=device)] for device in DEVICES}
     return Plan(
         runs=len(runs),

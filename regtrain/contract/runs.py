@@ -10,7 +10,7 @@ from regtrain.contract.base import Part
 from regtrain.contract.errors import Problem, SpecRefused
 from regtrain.contract.job import JobSpec
 from regtrain.contract.models import Layer, parameters
-from regtrain.contract.optimizers import Lbfgs, Proximal
+from regtrain.contract.optimizers import Lbfgs, Optimizer, Proximal
 from regtrain.contract.ranges import Linear, Log, Range, Values, values_of
 from regtrain.contract.selection import Selection
 
@@ -90,14 +90,17 @@ def ranges(spec: JobSpec) -> Iterator[tuple[str, Range]]:
 
 def packs(runs: list[Run], *, shape: list[Layer], batch: int, item_bytes: int, device: str) -> list[list[int]]:
     """Indices of the runs that train together: they share their training rows, and fit into memory. `device`: cpu or cuda."""
-    optimizer = runs[0].spec.optimizer if runs else None
-    vectors = 8 + 2 * optimizer.history if isinstance(optimizer, Lbfgs) else 8 if isinstance(optimizer, Proximal) else 6
-    each = bytes_of_run(shape, batch=batch, item_bytes=item_bytes, vectors=vectors)
+    each = bytes_of_run(shape, batch=batch, item_bytes=item_bytes, vectors=vectors_of(runs[0].spec.optimizer) if runs else 6)
     most = max(1, min(MOST_IN_A_PACK, PACK_BYTES[device] // each))
     found: dict[tuple[int | None, bool], list[int]] = {}
     for run in runs:
         found.setdefault((run.fold, run.refit), []).append(run.index)
     return [members[first : first + most] for members in found.values() for first in range(0, len(members), most)]
+
+
+def vectors_of(optimizer: Optimizer) -> int:
+    """How many vectors as long as all parameters a run keeps: weights, gradient, update, and the optimizer's own."""
+    return 8 + 2 * optimizer.history if isinstance(optimizer, Lbfgs) else 8 if isinstance(optimizer, Proximal) else 6
 
 
 def bytes_of_run(shape: list[Layer], *, batch: int, item_bytes: int, vectors: int = 6) -> int:

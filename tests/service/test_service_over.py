@@ -88,6 +88,17 @@ def test_a_job_without_a_search_is_one_group_without_a_label(service: Serving) -
     assert_spread(spread, values)
 
 
+def test_runs_of_different_folds_stay_apart(service: Serving) -> None:
+    """Their validation rows are different ones: what differs between them is not the seed."""
+    job = service.submit(selection={"seeds": 2, "folds": 2})
+    runs = service.job(job)["runs"]
+    values = RNG.normal(size=(3, runs))
+    service.train(job, {"loss/train": values})
+    found = answer(service, job)["series"]
+    assert [(s["fold"], s["runs"]) for s in found[:2]] == [(0, [0, 1]), (1, [2, 3])]
+    assert_spread(found[1], values[:, 2:4])
+
+
 def test_a_run_that_has_stopped_drops_out_of_n(service: Serving) -> None:
     job = service.submit(selection={"seeds": 3})
     values = np.array([[1.0, 2.0, 4.0], [1.0, 3.0, 9.0], [5.0, 7.0, 9.0], [6.0, 9.0, 9.0]])

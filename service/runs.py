@@ -114,6 +114,7 @@ def record(run: Run) -> Record:
         **run.values,
         **metrics,
         **{f"zeros/{name}": count for name, count in run.zeros.items()},
+        **{f"certificate/{name}": value for name, value in (run.certificate or {}).items() if value is not None},
     }
 
 

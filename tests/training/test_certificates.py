@@ -186,3 +186,30 @@ def test_separable_classes_without_a_penalty_have_no_gap_and_a_run_that_diverged
 def test_a_penalised_bias_and_penalties_that_know_no_dual_are_certified_by_kkt_alone():
     found = diabetes(sgd(0.1), {"kind": "l2", "lambda": 0.1, "on": "all"}, steps=50)
     assert set(certificate(found)) == {"objective", "kkt_violation"}
+
+
+EXPECTED: list[tuple[dict[str, Any], float, float]] = [
+    (FISTA, 1e-13, 1e-13),
+    ({"kind": "proximal", "accelerated": False}, 5.3e-8, 1e-13),
+    (sgd(0.2), 8.6e-7, 1e-13),
+    (sgd(0.15, 0.9, nesterov=True), 1.4e-5, 1e-13),
+    ({"kind": "adam", "lr": 5.0, "schedule": {"kind": "cosine"}}, 6.3e-4, 1.6e-7),
+]
+
+
+@pytest.mark.parametrize(("optimizer", "after_100", "after_300"), EXPECTED, ids=["fista", "ista", "sgd", "nesterov", "adam"])
+def test_the_table_of_the_docs(optimizer, after_100, after_300):
+    """docs/exactness.md: orders of magnitude, and never more."""
+    for steps, most in ((100, after_100), (300, after_300)):
+        gap = certificate(diabetes(optimizer, {"kind": "l1", "lambda": 0.5 * math.sqrt(N)}, steps=steps))["relative_gap"]
+        assert gap < 1.5 * most
+        assert most == 1e-13 or gap > 0.5 * most
+
+
+def test_the_rest_of_the_table_of_the_docs():
+    for steps in (100, 300):
+        found = diabetes(sgd(0.2), {"kind": "l1", "lambda": 0.5 * math.sqrt(N), "method": "subgradient"}, steps=steps)
+        assert 0.02 < certificate(found)["relative_gap"] < 0.3
+        assert found.runs[0].zeros["head.weight"] == 0
+    for steps, most in ((20, 1e-7), (40, 1e-13)):
+        assert certificate(diabetes({"kind": "lbfgs"}, {"kind": "l2", "lambda": 0.1}, steps=steps))["closed_form_distance"] < most

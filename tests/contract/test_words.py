@@ -51,6 +51,7 @@ EVENTS: list[Event] = [
         counts={"loss/train": np.array([2, 1]), "loss/val": np.array([0, 0])},
     ),
     RunFinished(run=1, state=RunState.FAILED, stop_reason=StopReason.DIVERGED, steps=7, metrics={"loss/train": float("nan")}, best={}, zeros={"head.weight": 3}, first_nonfinite={"step": 7}),
+    RunFinished(run=2, state=RunState.SUCCEEDED, stop_reason=StopReason.BUDGET, steps=9, metrics={}, certificate={"duality_gap": 1e-15, "closed_form_distance": None}),
     Checkpointed(pack=0, step=5, path="/tmp/x", sha256="00"),
     Log(level="info", message="ünïcode"),
     Finished(result={"chosen_run": None}, path="/tmp/m", sha256="11"),

@@ -213,3 +213,29 @@ def test_the_rest_of_the_table_of_the_docs():
         assert found.runs[0].zeros["head.weight"] == 0
     for steps, most in ((20, 1e-7), (40, 1e-13)):
         assert certificate(diabetes({"kind": "lbfgs"}, {"kind": "l2", "lambda": 0.1}, steps=steps))["closed_form_distance"] < most
+
+
+def test_each_fold_is_certified_on_its_own_rows():
+    found = run(spec(DIABETES, LINEAR, "half_squared_error", FISTA, {"kind": "l1", "lambda": {"values": [2.0, 5.0]}}, epochs=300, selection={"folds": 3}))
+    ends = [certificate(found, r) for r in found.runs]
+    assert len(ends) >= 6
+    assert all(abs(of["relative_gap"]) < 1e-12 and of["kkt_violation"] < 1e-10 for of in ends)
+    assert len({round(of["objective"], 6) for of in ends}) == len(ends)
+
+
+def test_classes_that_share_no_bias_and_smoothed_labels():
+    """Without an intercept every θ is feasible; smoothing moves the targets."""
+    for model in (LINEAR, {"kind": "linear", "bias": False}):
+        loss = {"kind": "cross_entropy", "label_smoothing": {"values": [0.0, 0.2]}}
+        job = spec(CLASSES["cross_entropy"], model, loss, FISTA, {"kind": "l1", "lambda": 0.02}, diagnostics="off")
+        early, late = (run({**job, "budget": {"epochs": steps, "batch_size": "all"}}) for steps in (10, 800))
+        for r in range(2):
+            assert abs(certificate(late, r)["relative_gap"]) < 1e-11
+            left = certificate(early, r)["objective"] - certificate(late, r)["objective"]
+            assert 0 < left <= certificate(early, r)["duality_gap"]
+
+
+def test_a_penalty_under_which_every_weight_is_zero():
+    found = diabetes(FISTA, {"kind": "l1", "lambda": 100.0}, steps=50)
+    assert found.runs[0].zeros["head.weight"] == 10
+    assert abs(certificate(found)["relative_gap"]) < 1e-12

@@ -1,16 +1,21 @@
 """Two workers, and one of them dies, stops, or leaves in mid-run: the job ends as if nothing had happened."""
 
+import asyncio
 import random
 import signal
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
+import httpx
 import psutil
 import pytest
 from outcomes import complete, outcome, same
 from worker_houses import House, child_of, until
 
 from regtrain.contract.states import State, StopReason
+from service.app import create_app
+from service.settings import Settings
 
 SPEC: dict[str, Any] = {
     "dataset": {"kind": "digits", "validation": 0.2, "standardize": True},
@@ -55,7 +60,7 @@ def pair(house: House) -> Pair:
 def uninterrupted(house: House, pair: Pair) -> dict[str, Any]:
     job = house.ended(house.submit(SPEC))
     assert (job.state, job.attempt) == (State.SUCCEEDED, 1)
-    found = outcome(house, job.id)
+    found = outcome(house, job.id) | {"bodies": bodies(house, job.id)}
     reasons = {run.stop_reason for run in found["runs"]}
     assert reasons == {StopReason.EARLY_STOPPING, StopReason.BUDGET}
     return found
@@ -76,6 +81,21 @@ def test_killed_and_resumed_equals_the_uninterrupted_job(house: House, pair: Pai
     assert (ended.state, ended.attempt) == (State.SUCCEEDED, 2)
     complete(house, job)
     same(outcome(house, job), uninterrupted)
+    assert bodies(house, job) == uninterrupted["bodies"]
+
+
+def bodies(house: House, job: str) -> list[bytes]:
+    """What the service answers about the curves and gradients of a job, every point of it, without the job's own ID."""
+
+    async def asked() -> list[httpx.Response]:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app), base_url="http://127.0.0.1") as http:
+            return [await http.get(f"/v1/jobs/{job}/{room}?points=10000") for room in ("curves", "gradients")]
+
+    app = create_app(Settings(data=house.data))
+    with closing(app.state.database):
+        answers = asyncio.run(asked())
+    assert [answer.status_code for answer in answers] == [200, 200]
+    return [answer.content.replace(job.encode(), b"") for answer in answers]
 
 
 def test_sigterm_leaves_a_checkpoint_and_no_crash(house: House, pair: Pair, uninterrupted: dict[str, Any]) -> None:

@@ -311,7 +311,7 @@ def _warnings(spec: JobSpec, facts: Facts) -> Iterator[Warned]:
         yield Warned("budget.batch_size", "the last batch of each epoch has one row, whose batch normalization is constant")
     if isinstance(normalization, BatchNorm) and spec.budget.accumulate > 1:
         yield Warned("budget.accumulate", "with batch normalization the statistics are those of each micro-batch, so accumulation is not the same as one large batch")
-    if isinstance(spec.model, Mlp) and len(spec.model.hidden) >= 5 and spec.model.activation == "sigmoid" and normalization is None:
+    if isinstance(spec.model, Mlp) and len(spec.model.hidden) >= 5 and spec.model.activation == "sigmoid" and normalization is None and not spec.model.residual:
         yield Warned("model.activation", f"{len(spec.model.hidden)} sigmoid layers without normalization shrink the gradient at every layer: watch signal/backward")
 
 

@@ -129,7 +129,12 @@ class LinearModel(Part):
 
 
 class Mlp(Part):
-    """Fully connected: `layers.0` … `layers.n`, each linear → normalization → activation, then the linear `head`."""
+    """Fully connected: `layers.0` … `layers.n`, each linear → normalization → activation, then the linear `head`.
+
+    With `residual`, a layer as wide as what it reads gives h + φ(norm(Wh + b)): the identity goes around the whole layer, as in He et al. 2016
+    ("Identity Mappings"), so that the gradient has a path on which nothing is multiplied. The addition comes behind the activation, and dropout
+    acts on the branch φ(…) alone. Layers of another width have no such path.
+    """
 
     kind: Literal["mlp"]
     hidden: Annotated[tuple[Width, ...], Field(min_length=1, max_length=512)]
@@ -140,6 +145,8 @@ class Mlp(Part):
     """Biases in every layer."""
     normalization: Normalization | None = None
     """In front of the activation of every hidden layer."""
+    residual: bool = False
+    """Add its input to the output of every hidden layer that is as wide as its input."""
     init: Init = TorchInit(kind="torch")
     """Initial weights."""
 
@@ -187,6 +194,8 @@ class Layer:
     """Shape of a row's linear output: (units,), or (channels, height, width) in front of the pooling."""
     output: tuple[int, ...]
     """Shape of a row behind the whole layer."""
+    residual: bool = False
+    """Whether the layer's input is added to its output."""
 
     @property
     def tensors(self) -> dict[str, tuple[int, ...]]:
@@ -242,6 +251,7 @@ def _layers(model: Model, features: int, outputs: int, image: Image | None) -> I
 
 def _dense(model: Mlp | Cnn, features: int, outputs: int, *, first: int) -> Iterator[Layer]:
     for index, width in enumerate(model.hidden, start=first):
-        yield Layer(f"layers.{index}", (width, features), model.bias, model.activation, model.normalization, "none", (width,), (width,))
+        around = isinstance(model, Mlp) and model.residual and width == features
+        yield Layer(f"layers.{index}", (width, features), model.bias, model.activation, model.normalization, "none", (width,), (width,), around)
         features = width
     yield Layer("head", (outputs, features), model.bias, None, None, "none", (outputs,), (outputs,))

@@ -301,6 +301,16 @@ def test_dropout_factors_are_zero_or_one_over_one_minus_rate():
         assert found.runs[0].metrics["loss/train"] == pytest.approx(w**2 / 2, rel=1e-14)  # off in evaluation
 
 
+def test_dropout_leaves_the_way_around_a_residual_layer_open():
+    """At rate 1 − 1e-12 nothing is kept of φ(W₁h + b₁): what remains is the net without layers.1."""
+    x, y = rows_of_classes(8, 6, 3)
+    model = {"kind": "mlp", "hidden": [5, 5], "activation": "tanh", "residual": True, "init": {"kind": "torch"}}
+    found = run(spec(inline(x, y), model, "cross_entropy", sgd(FROZEN), {"kind": "dropout", "rate": 1 - 1e-12, "on": ["layers.1"]}))
+    w = {name: value[0] for name, value in found.weights.items()}
+    outputs = torch.tanh(x @ w["layers.0.weight"].T + w["layers.0.bias"]) @ w["head.weight"].T + w["head.bias"]
+    assert found.curve("loss/train")[0] == pytest.approx(F.cross_entropy(outputs, y).item(), rel=1e-13)
+
+
 def test_dropout_acts_on_the_named_layers():
     x, y = rows_of_classes(40, 6, 3)
     job = spec(inline(x, y), {"kind": "mlp", "hidden": [16, 16], "activation": "relu"}, "cross_entropy", sgd(FROZEN))
@@ -407,6 +417,17 @@ IMAGE_NORMS: dict[str, Callable[[int], nn.Module]] = {"batch": nn.BatchNorm2d, "
 POOLS: dict[str, Callable[[], nn.Module]] = {"max": lambda: nn.MaxPool2d(2), "average": lambda: nn.AvgPool2d(2), "none": nn.Identity}
 
 
+class Around(nn.Module):
+    """h + branch(h)"""
+
+    def __init__(self, branch: nn.Module) -> None:
+        super().__init__()
+        self.branch = branch
+
+    def forward(self, h: Tensor) -> Tensor:
+        return h + self.branch(h)
+
+
 def plain(model: dict[str, Any], weights: dict[str, Tensor], run: int = 0) -> tuple[nn.Module, dict[str, Tensor]]:
     """The same model of torch's own modules with copied weights, and name → its parameter."""
     steps: list[nn.Module] = []
@@ -422,7 +443,7 @@ def plain(model: dict[str, Any], weights: dict[str, Tensor], run: int = 0) -> tu
         if not image and not flat:
             steps.append(nn.Flatten())
             flat = True
-        bias = f"{name}.bias" in weights
+        bias, begin = f"{name}.bias" in weights, len(steps)
         made = nn.Conv2d(shape[1], shape[0], shape[2], stride=model.get("stride", 1), padding=shape[2] // 2, bias=bias) if image else nn.Linear(shape[1], shape[0], bias=bias)
         steps.append(made)
         parts: list[tuple[str, nn.Module]] = [(name, made)]
@@ -433,6 +454,8 @@ def plain(model: dict[str, Any], weights: dict[str, Tensor], run: int = 0) -> tu
             steps.append(ACTIVATIONS[model.get("activation", "relu")]())
             if image:
                 steps.append(POOLS[model.get("pool", "max")]())
+            if model.get("residual") and shape[0] == shape[1]:
+                steps[begin:] = [Around(nn.Sequential(*steps[begin:]))]
         for prefix, part in parts:
             part.double()
             for own, value in part.named_parameters():
@@ -444,7 +467,15 @@ def plain(model: dict[str, Any], weights: dict[str, Tensor], run: int = 0) -> tu
 
 MODELS: dict[str, list[dict[str, Any]]] = {
     "linear": [{}, {"bias": False}],
-    "mlp": [{"hidden": [7]}, {"hidden": [7, 5], "bias": False}, {"hidden": [6, 6], "normalization": {"kind": "batch"}}, {"hidden": [6, 5], "normalization": {"kind": "layer"}}],
+    "mlp": [
+        {"hidden": [7]},
+        {"hidden": [7, 5], "bias": False},
+        {"hidden": [6, 6], "normalization": {"kind": "batch"}},
+        {"hidden": [6, 5], "normalization": {"kind": "layer"}},
+        {"hidden": [72, 6, 6, 5, 5], "activation": "tanh", "residual": True},
+        {"hidden": [6, 6, 6], "normalization": {"kind": "batch"}, "residual": True, "bias": False},
+        {"hidden": [6, 6], "normalization": {"kind": "layer"}, "residual": True},
+    ],
     "cnn": [
         {"channels": [3]},
         {"channels": [3, 4], "pool": "average", "hidden": [5], "activation": "tanh"},

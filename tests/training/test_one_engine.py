@@ -31,6 +31,7 @@ BLOBS = {"kind": "blobs", "rows": 120, "features": 4, "std": 5.0}
 MLP = {"kind": "mlp", "hidden": [12, 8], "activation": "tanh"}
 CNN = {"kind": "cnn", "channels": [3], "kernel": 3, "image": [1, 2, 2], "hidden": [6], "activation": "tanh"}
 BATCH_NORM = {**MLP, "normalization": {"kind": "batch"}}
+RESIDUAL = {**MLP, "hidden": [12, 12, 12], "residual": True}
 
 
 def two_labels(n: int = 24, features: int = 4) -> dict[str, Any]:
@@ -42,14 +43,14 @@ def two_labels(n: int = 24, features: int = 4) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-10), ("float32", 1e-6)])
-@pytest.mark.parametrize("model", [MLP, CNN, BATCH_NORM], ids=["mlp", "cnn", "batch norm"])
+@pytest.mark.parametrize("model", [MLP, CNN, BATCH_NORM, RESIDUAL], ids=["mlp", "cnn", "batch norm", "residual"])
 def test_a_run_in_a_pack_of_64_equals_the_run_alone(model, dtype, tolerance):
     """16 strengths × 4 seeds, 100 steps with dropout, momentum and early stops at different steps.
 
     The training is tame: L1 that kills whole units in front of batch norm, or inputs of size 10, amplify the last bit of float32 a
     thousandfold in 100 steps, whoever computes them.
     """
-    strongest, patience = (0.005, 8) if "normalization" in model else (0.02, 5)
+    strongest, patience = (0.005, 8) if {"normalization", "residual"} & set(model) else (0.02, 5)
     job = spec(
         {**BLOBS, "validation": 0.25, "standardize": True}, model, "cross_entropy", sgd(0.05, 0.9),
         {"kind": "l1", "lambda": {"log": [1e-4, strongest], "points": 16}}, {"kind": "dropout", "rate": 0.2}, {"kind": "early_stopping", "patience": patience, "restore": False},
@@ -145,7 +146,7 @@ EVERYTHING = spec(
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("model", [MLP, CNN, BATCH_NORM, {**CNN, "normalization": {"kind": "layer"}}], ids=["mlp", "cnn", "batch norm", "cnn layer norm"])
+@pytest.mark.parametrize("model", [MLP, CNN, BATCH_NORM, RESIDUAL, {**CNN, "normalization": {"kind": "layer"}}], ids=["mlp", "cnn", "batch norm", "residual", "cnn layer norm"])
 def test_measuring_never_changes_a_weight_by_a_bit(model, dtype):
     found = {preset: run({**EVERYTHING, "model": model, "dtype": dtype, "diagnostics": preset}) for preset in ("off", "light", "standard", "full")}
     for preset in ("light", "standard", "full"):

@@ -212,7 +212,7 @@ def forward(net: Net, x: Tensor, *, kept: Mapping[str, Tensor] | None = None, ru
             z = F.linear(h, weight, bias)
         out, back = _behind(net, layer, z, kept.get(layer.name), running, trace.moments)
         trace.layers.append(Passed(h, z, back))
-        h = out
+        h = out + h if layer.residual else out
     trace.outputs = h
     return trace
 
@@ -226,6 +226,7 @@ def backward(net: Net, trace: Trace, delta: Tensor, *, add: bool) -> list[Tensor
     for layer, passed in zip(reversed(net.shape), reversed(trace.layers), strict=True):
         if passed.signal.dim() == 4 and delta.dim() == 3:
             delta = _as_images(delta, layer)
+        around = delta
         delta = passed.back(delta, add)
         deltas.append(delta)
         weight, first = net.tensors[f"{layer.name}.weight"], layer is net.shape[0]
@@ -236,7 +237,7 @@ def backward(net: Net, trace: Trace, delta: Tensor, *, add: bool) -> list[Tensor
             delta = delta if at_input is None else at_input
         else:
             F.linear_backward(delta, passed.input, of_weight, of_bias, add=add)
-            delta = delta if first else torch.bmm(delta, weight)
+            delta = delta if first else torch.baddbmm(around, delta, weight) if layer.residual else torch.bmm(delta, weight)
     return deltas[::-1]
 
 

@@ -54,7 +54,7 @@ def hardware() -> dict[str, Any]:
         "load": os.getloadavg()[0],
         "nice": os.nice(0),
     }
-    for package in ("torch", "numpy", "sqlalchemy", "pysqlite3", "fastapi", "scikit-learn"):
+    for package in ("torch", "numpy", "sqlalchemy", "pysqlite3", "fastapi", "scikit-learn", "optuna"):
         try:
             found[package] = version(package)
         except PackageNotFoundError:
@@ -62,16 +62,20 @@ def hardware() -> dict[str, Any]:
     return found
 
 
-def publish(name: str, rows: list[dict[str, Any]]) -> None:
-    """Prints the rows and appends them, with hardware, versions, time and command, to benchmarks/results/<name>.json."""
+def publish(name: str, rows: list[dict[str, Any]], *, keep: bool = True) -> None:
+    """Prints the rows and, where they are to be kept, appends them with hardware, versions, time and command to benchmarks/results/<name>.json."""
     entry = {"when": datetime.now(UTC).isoformat(timespec="seconds"), "command": " ".join(["python", *sys.argv]), "hardware": hardware(), "rows": rows}
-    RESULTS.mkdir(exist_ok=True)
-    file = RESULTS / f"{name}.json"
-    earlier = json.loads(file.read_text()) if file.exists() else []
-    file.write_text(json.dumps([*earlier, entry], indent=1) + "\n")
     print(json.dumps(entry["hardware"]))
     for row in rows:
         print("  ".join(f"{key}={_short(value)}" for key, value in row.items()))
+    if keep:
+        _append(RESULTS / f"{name}.json", entry)
+
+
+def _append(file: Path, entry: dict[str, Any]) -> None:
+    file.parent.mkdir(exist_ok=True)
+    earlier = json.loads(file.read_text()) if file.exists() else []
+    file.write_text(json.dumps([*earlier, entry], indent=1) + "\n")
     print(f"appended to {file}")
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, assert_never
 from pydantic import Field, model_validator
 
 from regtrain.contract.base import Part, Unfit
-from regtrain.contract.models import Image
+from regtrain.contract.models import Image, Sequence
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Rows = Annotated[int, Field(ge=2, le=10_000_000)]
@@ -30,6 +30,7 @@ class Facts(Part):
     class_names: tuple[str, ...] | None = None
     """Labels in the order of the model's outputs."""
     image: Image | None = None
+    sequence: Sequence | None = None
     test_rows: int | None = None
     """Rows that the publisher has set apart as test rows, the last ones."""
 
@@ -151,6 +152,48 @@ class Circles(_Generator):
     """Radius of the inner circle."""
 
 
+class Adding(_Generator):
+    """Two channels at each of `length` steps: a number uniform in [0, 1), and a mark that is 1 at one step of the first half and at one of the second.
+
+    The target is the sum of the two marked numbers (Hochreiter & Schmidhuber 1997, in the form of Le et al. 2015). A model that always answers 1
+    has a mean squared error of 1/6, the variance of that sum: below it something has been carried over up to `length` steps.
+    """
+
+    kind: Literal["adding"]
+    length: Annotated[int, Field(ge=2, le=10_000)] = 50
+    """Steps of a sequence."""
+
+
+class TemporalOrder(_Generator):
+    """Which of A and B came first and which second, among distractors c, d, e, f: six channels, the symbol of each of `length` steps as 0 and 1.
+
+    The first of the two stands in the second tenth of the sequence, the second in its fifth tenth, all other steps are distractors; the four
+    classes AA, AB, BA, BB are equally frequent, so that a constant answer has cross-entropy ln 4 (Hochreiter & Schmidhuber 1997, experiment 6a,
+    in the form of Pascanu et al. 2013).
+    """
+
+    kind: Literal["temporal_order"]
+    length: Annotated[int, Field(ge=10, le=10_000)] = 50
+    """Steps of a sequence."""
+
+
+class Copying(_Generator):
+    """`memory` symbols of an `alphabet`, then `blanks` steps of nothing, then one step that asks for one of the symbols by its place: the label is that symbol.
+
+    Channels: one a symbol, one for nothing, one a place that can be asked for. The copying problem of Hochreiter & Schmidhuber (1997) and
+    Arjovsky et al. (2016) asks for all symbols, one step after the other; here each row asks for one, drawn uniformly, so that the expected loss is the
+    mean of theirs over the places. A constant answer has cross-entropy ln(alphabet).
+    """
+
+    kind: Literal["copying"]
+    memory: Annotated[int, Field(ge=1, le=1000)] = 10
+    """Symbols to be remembered."""
+    alphabet: Annotated[int, Field(ge=2, le=1000)] = 8
+    """Different symbols, and so classes."""
+    blanks: Annotated[int, Field(ge=0, le=10_000)] = 50
+    """Steps between the symbols and the question."""
+
+
 class Upload(_Dataset):
     """Rows that were uploaded to /v1/datasets."""
 
@@ -159,7 +202,9 @@ class Upload(_Dataset):
     """The dataset's ID."""
 
 
-Dataset = Annotated[Inline | Digits | Iris | Wine | BreastCancer | Diabetes | Mnist | LinearRows | Blobs | Circles | Upload, Field(discriminator="kind")]
+Dataset = Annotated[
+    Inline | Digits | Iris | Wine | BreastCancer | Diabetes | Mnist | LinearRows | Blobs | Circles | Adding | TemporalOrder | Copying | Upload, Field(discriminator="kind")
+]
 
 _WINE = "alcohol malic_acid ash alcalinity_of_ash magnesium total_phenols flavanoids nonflavanoid_phenols proanthocyanins color_intensity hue od280/od315_of_diluted_wines proline"
 _TUMOUR = ("radius", "texture", "perimeter", "area", "smoothness", "compactness", "concavity", "concave points", "symmetry", "fractal dimension")
@@ -194,6 +239,14 @@ def facts_of(dataset: Dataset) -> Facts | None:
             return Facts(rows=rows, features=features, target="class", classes=centers, class_names=tuple(map(str, range(centers))))
         case Circles(rows=rows):
             return Facts(rows=rows, features=2, target="class", classes=2, class_names=("0", "1"))
+        case Adding(rows=rows, length=length):
+            return Facts(rows=rows, features=2 * length, target="real", sequence=(length, 2))
+        case TemporalOrder(rows=rows, length=length):
+            return Facts(rows=rows, features=6 * length, target="class", classes=4, class_names=("AA", "AB", "BA", "BB"), sequence=(length, 6))
+        case Copying(rows=rows, memory=memory, alphabet=alphabet, blanks=blanks):
+            steps, channels = memory + blanks + 1, alphabet + 1 + memory
+            names = tuple(map(str, range(alphabet)))
+            return Facts(rows=rows, features=steps * channels, target="class", classes=alphabet, class_names=names, sequence=(steps, channels))
         case Upload():
             return None
         case Digits() | Iris() | Wine() | BreastCancer() | Diabetes() | Mnist():

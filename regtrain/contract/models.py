@@ -14,6 +14,8 @@ Activation = Literal["sigmoid", "tanh", "relu", "leaky_relu", "elu", "selu", "ge
 Width = Annotated[int, Field(ge=1, le=65_536)]
 Image = tuple[Width, Width, Width]
 """Channels, height, width."""
+Sequence = tuple[Width, Width]
+"""Time steps, channels: a row holds the channels of the first step, then those of the second, and so on."""
 
 
 class _Init(Part):

@@ -814,6 +814,9 @@ GENERATED: dict[str, dict[str, Any]] = {
     "linear": {"rows": 500, "coefficients": [1.5, -2.0, 0.0], "intercept": 4.0, "noise": 0.1},
     "blobs": {"rows": 300, "centers": 4, "features": 3},
     "circles": {"rows": 400, "noise": 0.05, "factor": 0.4},
+    "adding": {"rows": 4000, "length": 11},
+    "temporal_order": {"rows": 4000, "length": 37},
+    "copying": {"rows": 4000, "memory": 5, "alphabet": 4, "blanks": 6},
 }
 FROM_SKLEARN = ("digits", "iris", "wine", "breast_cancer", "diabetes")
 FROM_FILES = {"upload": {"id": "ds_1"}, "mnist": {}}
@@ -867,7 +870,50 @@ def test_generated_rows_have_their_law():
     assert all(blobs.x[blobs.y == c].std(0).mean() == pytest.approx(1.0, abs=0.15) for c in range(4))
 
 
-@pytest.mark.parametrize("kind", ["linear", "blobs", "circles"])
+def test_adding_is_the_sum_of_the_marked_numbers_and_a_constant_errs_by_a_sixth():
+    found = loaded({"kind": "adding", **GENERATED["adding"]})
+    assert found.facts.sequence == (11, 2)
+    values, marks = np.moveaxis(found.x.reshape(4000, 11, 2), 2, 0)
+    assert np.isin(marks, (0, 1)).all()
+    assert np.array_equal(marks[:, :5].sum(1), np.ones(4000))
+    assert np.array_equal(marks[:, 5:].sum(1), np.ones(4000))
+    assert (marks.sum(0) > 0).all()  # at every step of each half
+    assert found.y == pytest.approx((values * marks).sum(1), rel=1e-15)
+    # (y − 1)² has mean 1/6 and fourth moment E = ∫∫(u + v − 1)⁴ = 1/15, so deviation √(1/15 − 1/36)
+    assert np.square(found.y - 1).mean() == pytest.approx(1 / 6, abs=4 * math.sqrt((1 / 15 - 1 / 36) / 4000))
+
+
+def test_temporal_order_has_two_symbols_in_their_tenths_and_distractors_elsewhere():
+    found = loaded({"kind": "temporal_order", **GENERATED["temporal_order"]})
+    assert found.facts.sequence == (37, 6)
+    channels = found.x.reshape(4000, 37, 6)
+    assert np.array_equal(channels.sum(2), np.ones((4000, 37)))
+    rows, steps, symbols = np.nonzero(channels[:, :, :2])
+    assert np.array_equal(rows, np.repeat(np.arange(4000), 2))  # two a row, in the order of time
+    assert set(steps[::2]) == {3, 4, 5, 6}  # 37/10 … 2·37/10
+    assert set(steps[1::2]) == {14, 15, 16, 17}  # 4·37/10 … 5·37/10
+    assert found.facts.class_names == ("AA", "AB", "BA", "BB")
+    assert np.array_equal(found.y, 2 * symbols[::2] + symbols[1::2])
+    assert np.bincount(found.y.astype(int)).tolist() == [1000] * 4
+    assert channels[:, :, 2:].sum((0, 1)) / 4000 == pytest.approx(35 / 4, rel=0.02)
+
+
+def test_copying_asks_for_one_of_the_symbols_by_its_place():
+    found = loaded({"kind": "copying", **GENERATED["copying"]})
+    assert found.facts.sequence == (5 + 6 + 1, 4 + 1 + 5)
+    channels = found.x.reshape(4000, 12, 10)
+    assert np.array_equal(channels.sum(2), np.ones((4000, 12)))
+    symbols, asked = channels[:, :5, :4].argmax(2), channels[:, 11, 5:].argmax(1)
+    assert np.array_equal(channels[:, :5, :4].sum((1, 2)), np.full(4000, 5.0))
+    assert np.array_equal(channels[:, 5:11, 4], np.ones((4000, 6)))
+    assert np.array_equal(channels[:, 11, 5:].sum(1), np.ones(4000))
+    assert np.array_equal(found.y, symbols[np.arange(4000), asked])
+    assert np.bincount(asked) / 4000 == pytest.approx(1 / 5, rel=0.15)
+    other = symbols[np.arange(4000), (asked + 1) % 5]
+    assert abs(np.corrcoef(other, found.y)[0, 1]) < 4 / math.sqrt(4000)  # the other symbols say nothing
+
+
+@pytest.mark.parametrize("kind", ["linear", "blobs", "circles", "adding", "temporal_order", "copying"])
 def test_generated_rows_follow_from_draw_alone(kind):
     one, same, other = (loaded({"kind": kind, **GENERATED[kind], "draw": draw}).x for draw in (3, 3, 4))
     assert np.array_equal(one, same)

@@ -55,7 +55,8 @@ def stable_lr(optimizer: Sgd, curvature: float) -> float:
 
 
 def _uneven_columns(job: Job) -> Iterator[Warned]:
-    if job.spec.dataset.standardize or job.rows.facts.image is not None or isinstance(job.spec.model, Cnn):
+    facts = job.rows.facts
+    if job.spec.dataset.standardize or facts.image is not None or facts.sequence is not None or isinstance(job.spec.model, Cnn):
         return
     first = sum((_wide(job, part).sum(0) for part in _parts(job)), torch.zeros(job.train.x.shape[1], dtype=torch.float64))
     mean = first / len(job.train)
@@ -64,7 +65,7 @@ def _uneven_columns(job: Job) -> Iterator[Warned]:
     varying = deviation > 1e-12 * mean.abs()
     if not bool(varying.any()):
         return
-    names, places = job.rows.facts.feature_names, torch.arange(len(mean))[varying]
+    names, places = facts.feature_names, torch.arange(len(mean))[varying]
     low, high = (int(places[at]) for at in (deviation[varying].argmin(), deviation[varying].argmax()))
     far = int(places[(mean.abs() / deviation)[varying].argmax()])
 

@@ -11,7 +11,26 @@ from typing import Any, assert_never
 import numpy as np
 from numpy.typing import NDArray
 
-from regtrain.contract.datasets import Blobs, BreastCancer, Circles, Dataset, Diabetes, Digits, Inline, Iris, LinearRows, Mnist, Upload, Wine, counts, facts_of, target_facts
+from regtrain.contract.datasets import (
+    Adding,
+    Blobs,
+    BreastCancer,
+    Circles,
+    Copying,
+    Dataset,
+    Diabetes,
+    Digits,
+    Inline,
+    Iris,
+    LinearRows,
+    Mnist,
+    TemporalOrder,
+    Upload,
+    Wine,
+    counts,
+    facts_of,
+    target_facts,
+)
 from regtrain.contract.datasets import Facts as Facts
 from regtrain.contract.errors import DataError
 from regtrain.contract.selection import Selection
@@ -57,6 +76,12 @@ def load(dataset: Dataset, *, data: Path, upload: Path | None, classify: bool) -
             rows, target = _blobs(dataset)
         case Circles():
             rows, target = _circles(dataset)
+        case Adding():
+            rows, target = _adding(dataset)
+        case TemporalOrder():
+            rows, target = _temporal_order(dataset)
+        case Copying():
+            rows, target = _copying(dataset)
         case Upload():
             return _uploaded(dataset, upload, classify)
         case _:
@@ -179,6 +204,39 @@ def _circles(dataset: Circles) -> tuple[Array, Array]:
     angle, radius = draw.uniform(0, 2 * np.pi, dataset.rows), np.where(y == 0, 1.0, dataset.factor)
     circle = np.stack([radius * np.cos(angle), radius * np.sin(angle)], 1)
     return circle + dataset.noise * draw.standard_normal((dataset.rows, 2)), y.astype(float)
+
+
+def _adding(dataset: Adding) -> tuple[Array, Array]:
+    draw, rows, half = np.random.default_rng(seed_at(dataset.draw, "adding")), np.arange(dataset.rows), dataset.length // 2
+    values, marks = draw.random((dataset.rows, dataset.length)), np.zeros((dataset.rows, dataset.length))
+    first, second = draw.integers(0, half, dataset.rows), draw.integers(half, dataset.length, dataset.rows)
+    marks[rows, first] = marks[rows, second] = 1
+    return np.stack([values, marks], 2).reshape(dataset.rows, -1), values[rows, first] + values[rows, second]
+
+
+def _temporal_order(dataset: TemporalOrder) -> tuple[Array, Array]:
+    draw, rows, length = np.random.default_rng(seed_at(dataset.draw, "temporal_order")), np.arange(dataset.rows), dataset.length
+    y, symbols = rows % 4, draw.integers(2, 6, (dataset.rows, length))
+    symbols[rows, draw.integers(length // 10, 2 * length // 10, dataset.rows)] = y // 2
+    symbols[rows, draw.integers(4 * length // 10, 5 * length // 10, dataset.rows)] = y % 2
+    return _as_channels(symbols, 6), y.astype(float)
+
+
+def _copying(dataset: Copying) -> tuple[Array, Array]:
+    draw, blank = np.random.default_rng(seed_at(dataset.draw, "copying")), dataset.alphabet
+    symbols = draw.integers(0, dataset.alphabet, (dataset.rows, dataset.memory))
+    asked = draw.integers(0, dataset.memory, dataset.rows)
+    y = np.arange(dataset.rows) % dataset.alphabet  # every class in equal shares, whatever is drawn beside it
+    symbols[np.arange(dataset.rows), asked] = y
+    steps = np.concatenate([symbols, np.full((dataset.rows, dataset.blanks), blank), (blank + 1 + asked)[:, None]], 1)
+    return _as_channels(steps, blank + 1 + dataset.memory), y.astype(float)
+
+
+def _as_channels(symbols: NDArray[np.int64], channels: int) -> Array:
+    """Each symbol as a 1 in its channel.  (n, T) -> (n, T·channels)"""
+    x = np.zeros((*symbols.shape, channels))
+    np.put_along_axis(x, symbols[:, :, None], 1.0, 2)
+    return x.reshape(len(symbols), -1)
 
 
 def _uploaded(dataset: Upload, file: Path | None, classify: bool) -> Rows:

@@ -120,6 +120,11 @@ def test_where_the_curvature_is_not_known_nothing_is_said() -> None:
     assert at("optimizer.lr", spec(LINE, LINEAR, "half_squared_error", {"kind": "adam", "lr": 10.0})) == ""
 
 
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_rows_of_zeros_have_no_curvature_and_no_bound(nesterov: bool) -> None:
+    assert cautions(spec(inline(np.zeros((3, 2)), np.ones(3)), WITHOUT_BIAS, "squared_error", sgd(1e6, 0.5, nesterov=nesterov))) == []
+
+
 def test_columns_of_very_different_size_are_seen_in_the_rows() -> None:
     rng = np.random.default_rng(0)
     x, y = rng.normal(size=(50, 3)), rng.normal(size=50)

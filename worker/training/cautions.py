@@ -2,6 +2,7 @@
 clips that never act. Known exactly for linear models alone; computed on the host, in float64.
 """
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -48,8 +49,10 @@ def lambda_max(job: Job, run: Run) -> float | None:
 def stable_lr(optimizer: Sgd, curvature: float) -> float:
     """The learning rate above which gradient descent on a quadratic of this largest curvature diverges.
 
-    2/L plain, 2(1 + μ)/L heavy ball (Polyak 1964), (2 + 2μ)/((1 + 2μ)·L) Nesterov.
+    2/L plain, 2(1 + μ)/L heavy ball (Polyak 1964), (2 + 2μ)/((1 + 2μ)·L) Nesterov; none where every column is 0.
     """
+    if curvature <= 0:
+        return math.inf
     mu = concrete(optimizer.momentum)
     return (2 + 2 * mu) / ((1 + 2 * mu) * curvature) if optimizer.nesterov else 2 * (1 + mu) / curvature
 

@@ -80,7 +80,15 @@ def _append(file: Path, entry: dict[str, Any]) -> None:
 
 
 def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else "/".join(f"{v:.4g}" for v in value) if isinstance(value, tuple | list) else str(value)
+    match value:
+        case float():
+            return f"{value:.4g}"
+        case tuple() | list():
+            return "/".join(map(_short, value))
+        case dict():
+            return "{" + ", ".join(f"{key} {_short(inner)}" for key, inner in value.items()) + "}"
+        case _:
+            return str(value)
 
 
 def _cpu() -> str:

@@ -97,7 +97,7 @@ def _fitted(spec: JobSpec, rows: datasets.Rows, split: datasets.Split, device: t
     return {
         "scaling": scaling, "train": part(split.train), "val": part(split.val), "test": part(split.test),
         "steps": steps(spec, sizes), "per_epoch": steps_per_epoch(spec, sizes), "batch": batch_size(spec, sizes),
-        "curvature": None if len(split.train) == 0 else _curvature(spec, scaling(rows.x[split.train])),
+        "curvature": _curvature(spec, rows.x, split.train, scaling),
     }  # fmt: skip
 
 
@@ -105,11 +105,12 @@ LARGEST_SQUARE = 4096
 """Rows or columns, whichever are fewer, up to which all eigenvalues of their products are computed."""
 
 
-def _curvature(spec: JobSpec, x: NDArray[np.float64]) -> float | None:
-    """λ_max(XᵀX/n) times that of one row's loss, X with a column of ones for the intercept."""
+def _curvature(spec: JobSpec, x: NDArray[np.float64], train: NDArray[np.int64], scaling: preprocess.Scaling) -> float | None:
+    """λ_max(XᵀX/n) times that of one row's loss, X the scaled training rows with a column of ones for the intercept."""
     model, optimizer = spec.model, spec.optimizer
-    if not (isinstance(optimizer, Proximal) and optimizer.step == "auto" and isinstance(model, LinearModel)):
+    if not (isinstance(optimizer, Proximal) and optimizer.step == "auto" and isinstance(model, LinearModel)) or not len(train):
         return None
+    x = scaling(x[train])
     x = np.column_stack([x, np.ones(len(x))]) if model.bias else x
     if min(x.shape) > LARGEST_SQUARE:
         return None

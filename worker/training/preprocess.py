@@ -17,6 +17,8 @@ class Scaling:
     scale: Array
 
     def __call__(self, x: Array) -> Array:
+        if not self.mean.any() and (self.scale == 1).all():
+            return x  # the same bits, and on MNIST half a second
         return (x - self.mean) / self.scale
 
 

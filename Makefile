@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 CODE := regtrain service worker tests docs benchmarks
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up test check docs bench bench-gpu clean
+.PHONY: help setup demo up test check docs bench bench-gpu results clean
 
 help: ## what there is to make
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -35,18 +35,23 @@ check: setup ## formatting, lint, types, import rules, generated docs
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 	$(BIN)/python docs/reference.py --check
+	$(BIN)/python docs/results.py --check
 
 docs: setup ## write docs/reference.md from the catalogue
 	$(BIN)/python docs/reference.py
 
 bench: setup ## all benchmarks that need no GPU; each writes to benchmarks/results/
-	@for name in one_job runs diagnostics selection series submit; do \
+	@for name in one_job runs diagnostics selection path series submit; do \
 		echo "== $$name"; OMP_NUM_THREADS=1 PYTHONPATH=. $(BIN)/python benchmarks/$$name.py || exit 1; done
 
 bench-gpu: PYTHON_HERE = $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 bench-gpu: ## the checks that need a GPU (torch, numpy and pydantic are enough); says so where there is none
 	@if $(PYTHON_HERE) -c 'import torch, numpy, pydantic' 2>/dev/null; then PYTHONPATH=. $(PYTHON_HERE) benchmarks/gpu.py; \
 		else echo "bench-gpu: $(PYTHON_HERE) has no torch, numpy or pydantic: nothing was measured (make setup installs them)"; fi
+
+results: setup ## train on MNIST, which you bring (REGTRAIN_DATA=folder with mnist/ in it), and write docs/results.md: a quarter of an hour
+	@OMP_NUM_THREADS=1 PYTHONPATH=. $(BIN)/python benchmarks/mnist.py
+	$(BIN)/python docs/results.py
 
 clean: ## remove everything that was generated
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -27,6 +27,8 @@ LARGEST_SYSTEM = 4096
 """Features up to which the normal equations are solved."""
 BISECTIONS = 60
 NEWTON = 50
+ROUNDING = 1e-15
+"""A relative gap, or a relative rest of a sum, that no better bound or bias makes smaller."""
 
 
 def certifier(pack: Pack, part: Part, make: Callable[[list[Run]], Pack]) -> Callable[[int], dict[str, Any] | None]:
@@ -185,11 +187,13 @@ def _gap(twin: Pack, part: Part, run: int, objective: float) -> float | None:
     def bound(c: float) -> float:
         return _of_loss(spec, c, theta, outputs, y, smoothing) - omega.conjugate(c * u)
 
-    return objective - (_highest(bound) if omega.l2 > 0 else bound(omega.shortening(u)))
+    return objective - (_highest(bound, enough=objective * (1 - ROUNDING)) if omega.l2 > 0 else bound(omega.shortening(u)))
 
 
-def _highest(bound: Callable[[float], float]) -> float:
-    """The largest value of a concave function on [0, 1], by trisection."""
+def _highest(bound: Callable[[float], float], *, enough: float) -> float:
+    """The largest value of a concave function on [0, 1], by trisection; that at 1 where it is `enough`, as it is at the minimum."""
+    if bound(1.0) >= enough:
+        return bound(1.0)
     low, high = 0.0, 1.0
     for _ in range(BISECTIONS):
         one, two = low + (high - low) / 3, high - (high - low) / 3
@@ -218,15 +222,17 @@ def _of_loss(spec: Loss, c: float, theta: Tensor, outputs: Tensor, y: Tensor, sm
 def _best_bias(spec: Loss, outputs: Tensor, y: Tensor, smoothing: Tensor | None, start: Tensor) -> Tensor:
     """The outputs with the bias that is best for these weights: there Σᵢθᵢ = 0. By Newton's method, which is exact in one step for squares.  (n, C) -> (n, C)"""
 
-    def at(bias: Tensor) -> tuple[float, Tensor]:
+    def at(bias: Tensor) -> tuple[float, Tensor, float]:
         value, slope = loss_of(spec, (outputs + bias).unsqueeze(0), y, smoothing=smoothing)
-        return float(value), slope[0].sum(0)
+        return float(value), slope[0].sum(0), float(slope.abs().sum())
 
-    bias, (value, slope) = start, at(start)
+    bias, (value, slope, size) = start, at(start)
     for _ in range(NEWTON):
+        if slope.abs().max() <= ROUNDING * size:
+            break
         move = torch.linalg.lstsq(_bend(spec, outputs + bias), -slope.unsqueeze(1), driver="gelsd").solution.squeeze(1)
         for _ in range(BISECTIONS):
-            later, (there, slope_there) = bias + move, at(bias + move)
+            later, (there, slope_there, _) = bias + move, at(bias + move)
             if there <= value and slope_there.abs().max() < slope.abs().max():
                 break
             move = move / 2

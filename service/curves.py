@@ -16,7 +16,7 @@ from pydantic import BaseModel, Field
 from regtrain.contract.errors import Problem, SpecRefused
 from regtrain.contract.job import JobSpec
 from regtrain.contract.runs import fold_of
-from regtrain.contract.series import BY_NAME, Shape, series_named
+from regtrain.contract.series import BY_NAME, Shape, places, series_named
 from regtrain.store import jobs, series
 from regtrain.store.database import Database
 from regtrain.store.runs import values_of_runs
@@ -223,14 +223,14 @@ def find(db: Database, job_id: str, wanted: Wanted, *, shape: Shape) -> Found:
     recorded = [name for name in series.names(db, job_id) if _shape(name) == shape]
     chosen = _names(wanted.names, shape, recorded)
     indices = _runs(wanted.runs, job.runs)
-    known: list[str] = (job.started or {}).get("layers", [])
+    known = places(shape, layers=(job.started or {}).get("layers", []), times=(job.started or {}).get("times", {}))
     layers = _layers(wanted.layers, known)
-    points = _points(wanted.points, curves=max(1, len(chosen) * (job.runs if indices is None else len(indices)) * (len(layers or known) or 1 if shape == "per_layer" else 1)))
+    points = _points(wanted.points, curves=max(1, len(chosen) * (job.runs if indices is None else len(indices)) * (len(layers or known) or 1)))
     if wanted.first is not None and wanted.last is not None and wanted.first > wanted.last:
         raise SpecRefused([Problem("from", f"step {wanted.first} lies behind step {wanted.last}", "from must not be greater than to")])
     curves = series.read(db, job_id, series=chosen, runs=indices, first=wanted.first, last=wanted.last, points=points, layers=layers)
     together = _over_seeds(db, job, curves) if wanted.over else None
-    return Found(job_id, curves, recorded, (layers or known) if shape == "per_layer" else None, (job.started or {}).get("steps_per_epoch", 1), wanted.axis, together)
+    return Found(job_id, curves, recorded, (layers or known) if shape != "scalar" else None, (job.started or {}).get("steps_per_epoch", 1), wanted.axis, together)
 
 
 def _over_seeds(db: Database, job: jobs.Job, curves: list[Curve]) -> list[across.Spread]:
@@ -318,10 +318,14 @@ def _wrong_name(name: str, shape: Shape, known: list[str]) -> Problem | None:
     if found != shape:
         return Problem(
             "series",
-            f"{name} has {'one number a layer' if found == 'per_layer' else 'one number a step'}",
-            f"read it at /v1/jobs/{{id}}/{'gradients' if found == 'per_layer' else 'curves'}",
+            f"{name} has one number a {_A[found][0]}",
+            f"read it at /v1/jobs/{{id}}/{_A[found][1]}",
         )
     return None
+
+
+_A: dict[Shape, tuple[str, str]] = {"scalar": ("step", "curves"), "per_layer": ("layer", "gradients"), "per_time": ("time step", "gradients, without others beside it")}
+"""What a series has one number of, and where it is read."""
 
 
 def _shape(name: str) -> Shape | None:

@@ -4,6 +4,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 
+from regtrain.contract.series import series_named
 from service.curves import Axis, Count, CurvesAnswer, First, Last, Over, Runs, Wanted, answer
 from service.faces import Format, contents
 from service.problems import responses
@@ -50,6 +51,15 @@ def gradients(
     x: Axis = "step",
     format: Format = None,
 ) -> Response:
-    """Series with one number a layer and step, in the order of `layers`."""
+    """Series with one number a layer and step, in the order of `layers`.
+
+    `series=signal/time`, of recurrent nets, has one number a time step of each recurrent layer: asked for alone, its time steps are the `layers`, as `layers.0.t1`.
+    """
     wanted = Wanted(names=series, runs=runs, first=first, last=last, points=points, layers=layers, axis=x, over=over)
-    return answer(request, db, id, wanted, shape="per_layer", format=format)
+    return answer(request, db, id, wanted, shape="per_time" if _in_time(series) else "per_layer", format=format)
+
+
+def _in_time(series: str | None) -> bool:
+    """Whether all that is asked for are series over time steps."""
+    found = [series_named(name.strip()) for name in (series or "").split(",") if name.strip()]
+    return bool(found) and all(one is not None and one.shape == "per_time" for one in found)

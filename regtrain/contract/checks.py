@@ -7,7 +7,7 @@ from regtrain.contract.datasets import Facts, Mnist, counts, feature_names
 from regtrain.contract.errors import Problem, SpecRefused, Warned
 from regtrain.contract.job import JobSpec, batch_size, steps, steps_per_epoch
 from regtrain.contract.losses import Binary, CrossEntropy, HalfSquaredError, SquaredError
-from regtrain.contract.models import BatchNorm, Layer, LayerNorm, LinearModel, Mlp, layers, parameters
+from regtrain.contract.models import BatchNorm, Layer, LayerNorm, LinearModel, Mlp, Rnn, hidden_layers, layers, parameters
 from regtrain.contract.optimizers import Adam, Lbfgs, Proximal, Sgd, Step
 from regtrain.contract.ranges import values_of
 from regtrain.contract.regularizers import (
@@ -50,7 +50,7 @@ def check(spec: JobSpec, facts: Facts) -> list[Warned]:
 
 def shape_of(spec: JobSpec, facts: Facts) -> list[Layer]:
     """The layers of this job's model on this dataset."""
-    return layers(spec.model, features=facts.features, outputs=outputs(spec, facts), image=facts.image)
+    return layers(spec.model, features=facts.features, outputs=outputs(spec, facts), image=facts.image, sequence=facts.sequence)
 
 
 def outputs(spec: JobSpec, facts: Facts) -> int:
@@ -71,7 +71,10 @@ def _refusals(spec: JobSpec, facts: Facts) -> Iterator[Problem]:
     try:
         shape = shape_of(spec, facts)
     except ValueError as error:
-        yield Problem("model.image", str(error), "digits are [1, 8, 8], mnist is [1, 28, 28]")
+        if isinstance(spec.model, Rnn):
+            yield Problem("model.sequence", str(error), "adding, temporal_order and copying say it themselves; digits row by row are [8, 8]")
+        else:
+            yield Problem("model.image", str(error), "digits are [1, 8, 8], mnist is [1, 28, 28]")
     yield from _regularizers(spec, shape)
     yield from _groups(spec, facts)
     yield from _together(spec, shape)
@@ -168,7 +171,7 @@ def _regularizers(spec: JobSpec, shape: list[Layer]) -> Iterator[Problem]:
             case L1() | L2() | ElasticNet() | GroupLasso() | SparseGroupLasso() | WeightDecay() | NonNegative() | Box() | L2Ball() | MaxNorm() | UnitNorm():
                 yield from _layer_names(regularizer.on, names, path)
             case Dropout():
-                yield from _layer_names(regularizer.on, names[:-1], path)
+                yield from _layer_names(regularizer.on, [layer.name for layer in hidden_layers(shape)], path)
                 if regularizer.on == "hidden" and isinstance(spec.model, LinearModel):
                     yield Problem(f"{path}.on", "a linear model has no hidden layers", 'use "on": "inputs"')
             case EarlyStopping():
@@ -334,4 +337,4 @@ def _idle_schedule(spec: JobSpec, steps: int) -> Iterator[Warned]:
 
 
 def _normalization(spec: JobSpec) -> BatchNorm | LayerNorm | None:
-    return None if isinstance(spec.model, LinearModel) else spec.model.normalization
+    return None if isinstance(spec.model, LinearModel | Rnn) else spec.model.normalization

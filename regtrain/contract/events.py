@@ -34,6 +34,8 @@ class Started:
     environment: dict[str, Any]
     warnings: list[Warned] = field(default_factory=list[Warned])
     """Found in the data; source `data`."""
+    times: dict[str, int] = field(default_factory=dict[str, int])
+    """Recurrent layer → how many time steps it makes."""
     pack: int = 0
     step: int = 0
 
@@ -42,7 +44,7 @@ class Started:
 class Points:
     """Consecutive points of several series of one pack.
 
-    `values[name]`: (n, R) or (n, R, L) for the n entries of `steps[name]`. Of run r only the first `counts[name][r]` rows
+    `values[name]`: (n, R), (n, R, L) or (n, R, times) for the n entries of `steps[name]`. Of run r only the first `counts[name][r]` rows
     are points; what follows has been computed after the run stopped and is not to be kept.
     """
 

@@ -24,7 +24,7 @@ class _Init(Part):
 
 
 class TorchInit(_Init):
-    """torch's own default: weights and biases uniform in ±1/√fan_in."""
+    """torch's own default: weights and biases uniform in ±1/√fan_in, in recurrent layers ±1/√hidden."""
 
     kind: Literal["torch"]
 
@@ -179,7 +179,48 @@ class Cnn(Part):
     """[channels, height, width] of a row, where the dataset does not say it."""
 
 
-Model = Annotated[LinearModel | Mlp | Cnn, Field(discriminator="kind")]
+Cell = Literal["tanh", "relu", "identity", "lstm", "gru"]
+GATES: dict[Cell, int] = {"tanh": 1, "relu": 1, "identity": 1, "lstm": 4, "gru": 3}
+"""How many linear maps of its own width a cell has."""
+
+
+class Rnn(Part):
+    """Recurrent: every row is a sequence, h_t = φ(W x_t + U h_{t−1} + b) from h_0 = 0, and the linear `head` reads the last h_T of the last layer.
+
+    `tanh`, `relu` and `identity` are plain (Elman 1990); `lstm` (Hochreiter & Schmidhuber 1997, with the forget gate of Gers et al. 2000) and `gru` (Cho et al.
+    2014, in cuDNN's form, r ⊙ (U_n h + b)) have torch's equations and order of gates: input, forget, cell, output; reset, update, new. W and b are
+    `layers.i.input` (torch's weight_ih, and the sum of its two biases), U is `layers.i.recurrent` (weight_hh; in `gru` with its own bias), so penalties
+    and inits see them apart. Dropout on a `layers.i.recurrent` acts on what the next layer reads of its h_t, not on the recurrence (Zaremba et al. 2014).
+    """
+
+    kind: Literal["rnn"]
+    hidden: Annotated[tuple[Width, ...], Field(min_length=1, max_length=64)]
+    """Units of each recurrent layer."""
+    cell: Cell = "tanh"
+    """How a layer goes from one time step to the next."""
+    bias: bool = True
+    """Biases in every layer."""
+    init: Init = TorchInit(kind="torch")
+    """Initial weights; those of an `lstm` or `gru` gate by gate."""
+    sequence: Sequence | None = None
+    """[time steps, channels] of a row, where the dataset does not say it."""
+
+
+Model = Annotated[LinearModel | Mlp | Cnn | Rnn, Field(discriminator="kind")]
+
+
+@dataclass(frozen=True)
+class Recurrence:
+    """One of the two linear maps of a recurrent layer: of its input, or of its own last state."""
+
+    half: Literal["input", "recurrent"]
+    cell: Cell
+    steps: int
+    """T, of every row."""
+
+    @property
+    def gates(self) -> int:
+        return GATES[self.cell]
 
 
 @dataclass(frozen=True)
@@ -198,6 +239,7 @@ class Layer:
     """Shape of a row behind the whole layer."""
     residual: bool = False
     """Whether the layer's input is added to its output."""
+    recurrence: Recurrence | None = None
 
     @property
     def tensors(self) -> dict[str, tuple[int, ...]]:
@@ -210,13 +252,23 @@ class Layer:
         }
 
 
-def layers(model: Model, *, features: int, outputs: int, image: Image | None = None) -> list[Layer]:
-    """The layers of a model for rows of `features` numbers (or of an image), in forward order.
+def layers(model: Model, *, features: int, outputs: int, image: Image | None = None, sequence: Sequence | None = None) -> list[Layer]:
+    """The layers of a model for rows of `features` numbers (or of an image, or a sequence), in forward order.
 
     Raises:
-        ValueError: a convolution meets rows that are no images, or shrinks them to nothing.
+        ValueError: a convolution meets rows that are no images, or shrinks them to nothing; a recurrent net meets rows that are no sequences.
     """
-    return list(_layers(model, features, outputs, image))
+    return list(_layers(model, features, outputs, image, sequence))
+
+
+def hidden_layers(shape: list[Layer]) -> list[Layer]:
+    """Those behind which a dropout can act: all but the head, and of a recurrent layer its recurrent half."""
+    return [layer for layer in shape[:-1] if layer.recurrence is None or layer.recurrence.half == "recurrent"]
+
+
+def times(shape: list[Layer]) -> dict[str, int]:
+    """Recurrent layer → how many time steps it makes."""
+    return {layer.name.removesuffix(".input"): layer.recurrence.steps for layer in shape if layer.recurrence is not None and layer.recurrence.half == "input"}
 
 
 def parameters(shape: list[Layer]) -> int:
@@ -224,7 +276,7 @@ def parameters(shape: list[Layer]) -> int:
     return sum(prod(s) for layer in shape for s in layer.tensors.values())
 
 
-def _layers(model: Model, features: int, outputs: int, image: Image | None) -> Iterator[Layer]:
+def _layers(model: Model, features: int, outputs: int, image: Image | None, sequence: Sequence | None) -> Iterator[Layer]:
     match model:
         case LinearModel():
             yield Layer("head", (outputs, features), model.bias, None, None, "none", (outputs,), (outputs,))
@@ -247,6 +299,8 @@ def _layers(model: Model, features: int, outputs: int, image: Image | None) -> I
                 yield Layer(f"layers.{index}", weight, model.bias, model.activation, model.normalization, pool, signal, (filters, height, width))
                 channels = filters
             yield from _dense(model, channels * height * width, outputs, first=len(model.channels))
+        case Rnn():
+            yield from _recurrent(model, features, outputs, model.sequence or sequence)
         case _:
             assert_never(model)
 
@@ -257,3 +311,19 @@ def _dense(model: Mlp | Cnn, features: int, outputs: int, *, first: int) -> Iter
         yield Layer(f"layers.{index}", (width, features), model.bias, model.activation, model.normalization, "none", (width,), (width,), around)
         features = width
     yield Layer("head", (outputs, features), model.bias, None, None, "none", (outputs,), (outputs,))
+
+
+def _recurrent(model: Rnn, features: int, outputs: int, sequence: Sequence | None) -> Iterator[Layer]:
+    if sequence is None:
+        raise ValueError("an rnn needs rows that are sequences: set model.sequence to [time steps, channels]")
+    steps, channels = sequence
+    if steps * channels != features:
+        raise ValueError(f"model.sequence {list(sequence)} has {steps * channels} numbers, a row of the dataset has {features}")
+    for index, width in enumerate(model.hidden):
+        units, last = GATES[model.cell] * width, index == len(model.hidden) - 1
+        signal, output = (steps, units), (width,) if last else (steps, width)
+        of_input, of_state = Recurrence("input", model.cell, steps), Recurrence("recurrent", model.cell, steps)
+        yield Layer(f"layers.{index}.input", (units, channels), model.bias, None, None, "none", signal, signal, recurrence=of_input)
+        yield Layer(f"layers.{index}.recurrent", (units, width), model.bias and model.cell == "gru", None, None, "none", signal, output, recurrence=of_state)
+        channels = width
+    yield Layer("head", (outputs, channels), model.bias, None, None, "none", (outputs,), (outputs,))

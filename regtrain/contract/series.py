@@ -1,16 +1,18 @@
 """What a series is, and every series that training can report. Charts draw by `shape`, so a new series needs no new chart."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, assert_never
 
 from regtrain.contract.diagnostics import Diagnostics
 
-Shape = Literal["scalar", "per_layer"]
+Shape = Literal["scalar", "per_layer", "per_time"]
 
 
 @dataclass(frozen=True)
 class Series:
-    """A named sequence. Per-layer series have one number a layer at each step, in the order of the job's `layers`."""
+    """A named sequence. Per-layer series have one number a layer at each step, in the order of the job's `layers`; per-time series one a time step of
+    each recurrent layer, in the order of `places`.
+    """
 
     name: str
     symbol: str
@@ -39,6 +41,7 @@ SERIES: tuple[Series, ...] = (
     Series("gradient/clipped", "", "0 or 1", "scalar", "linear", "none", "1 where clipping changed the gradient of the step; its mean is the clip rate", "light"),
     Series("signal/backward", "rms δ_l", "loss/activation", "per_layer", "log", "none", "root mean square of ∂(mean loss)/∂(linear output of the layer)", "standard"),
     Series("signal/forward", "rms h_l", "", "per_layer", "log", "none", "root mean square of the linear output of the layer", "standard"),
+    Series("signal/time", "rms δ_t", "loss/activation", "per_time", "log", "none", "root mean square of ∂(mean loss)/∂(W·x_t + b) at every time step of a recurrent layer, on the first batch of each epoch", "standard"),
     Series("weight/norm", "‖w_l‖", "weight", "per_layer", "log", "none", "norm of the layer's weight tensor before update t", "standard"),
     Series("update/ratio", "‖Δw_l‖/‖w_l‖", "", "per_layer", "log", "none", "norm of update t over the norm of the weights before it", "standard"),
     Series("penalty_gradient/norm", "‖λ∇R_l‖", "loss/weight", "per_layer", "log", "none", "norm of the gradient of all weight penalties together in the layer's weight tensor", "standard"),
@@ -56,3 +59,16 @@ BY_NAME = {series.name: series for series in SERIES}
 def series_named(name: str) -> Series | None:
     """The declaration of a series; `penalty/l1` and `penalty/l1.2` are declared by `penalty/*`."""
     return BY_NAME.get("penalty/*" if name.startswith("penalty/") else name)
+
+
+def places(shape: Shape, *, layers: list[str], times: dict[str, int]) -> list[str]:
+    """What the numbers of a point belong to: layers, or their time steps `layers.0.t1` … `layers.0.tT`, `layers.1.t1` …; nothing of a scalar."""
+    match shape:
+        case "scalar":
+            return []
+        case "per_layer":
+            return layers
+        case "per_time":
+            return [f"{layer}.t{step}" for layer, steps in times.items() for step in range(1, steps + 1)]
+        case _:
+            assert_never(shape)

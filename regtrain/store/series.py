@@ -14,7 +14,7 @@ from sqlalchemy import BigInteger, Connection, bindparam, delete, func, insert, 
 
 from regtrain.contract.errors import NotFound
 from regtrain.contract.events import Points
-from regtrain.contract.series import series_named
+from regtrain.contract.series import Shape, places, series_named
 from regtrain.store import blocks, buckets
 from regtrain.store.blocks import Array, Block
 from regtrain.store.database import Database
@@ -111,7 +111,7 @@ def read(
         row = connection.execute(select(jobs.c.runs, jobs.c.packs, jobs.c.started).where(jobs.c.id == job_id)).one_or_none()
         if row is None:
             raise NotFound(f"there is no job {job_id}")
-        chosen = _layers(job_id, row.started, layers)
+        _known(job_id, row.started, layers)
         for index in runs or ():
             if not 0 <= index < row.runs:
                 raise NotFound(f"job {job_id} has no run {index}: it has {row.runs}")
@@ -124,7 +124,7 @@ def read(
             for name in dict.fromkeys(series)
             for head in found
             if head.name == name
-            for curve in _curves(connection, head, row.packs[head.pack], runs=runs, first=first or 0, last=last, points=points, layers=chosen if head.layers else None)
+            for curve in _curves(connection, head, row.packs[head.pack], runs=runs, first=first or 0, last=last, points=points, layers=_columns(head, row.started, layers))
         ]
 
 
@@ -344,14 +344,24 @@ def _cut(connection: Connection, head: Head, cut: int) -> None:
     )
 
 
-def _layers(job_id: str, started: Any, wanted: Sequence[str] | None) -> list[int] | None:
-    if wanted is None:
-        return None
-    known: list[str] = started["layers"] if started else []
-    for name in wanted:
+def _known(job_id: str, started: Any, wanted: Sequence[str] | None) -> None:
+    known = [name for shape in ("per_layer", "per_time") for name in _places(shape, started)]
+    for name in wanted or ():
         if name not in known:
-            raise NotFound(f"job {job_id} has no layer {name!r}" + (f": it has {', '.join(known)}" if known else " yet: it has not started"))
-    return [known.index(name) for name in wanted]
+            raise NotFound(f"job {job_id} has no layer {name!r}" + (f": it has {', '.join(known[:20])}" if known else " yet: it has not started"))
+
+
+def _columns(head: Head, started: Any, wanted: Sequence[str] | None) -> list[int] | None:
+    """The columns of a series that belong to these layers or time steps."""
+    declared = series_named(head.name)
+    if wanted is None or not head.layers:
+        return None
+    own = _places(declared.shape if declared else "per_layer", started)
+    return [own.index(name) for name in wanted if name in own]
+
+
+def _places(shape: Shape, started: Any) -> list[str]:
+    return places(shape, layers=started["layers"], times=started.get("times", {})) if started else []
 
 
 def _curves(

@@ -67,10 +67,10 @@ class Serving:
             if claim.job == job:
                 return claim
 
-    def train(self, job: str, values: dict[str, np.ndarray], *, layers: list[str] | None = None, steps_per_epoch: int = 1) -> None:
+    def train(self, job: str, values: dict[str, np.ndarray], *, layers: list[str] | None = None, times: dict[str, int] | None = None, steps_per_epoch: int = 1) -> None:
         """Claims a job of one pack, reports these points ((n, R) or (n, R, L), at steps 0 … n−1), and finishes it."""
         claim = self.claim(job)
-        report(self.database, claim, values, layers=layers or ["head"], steps_per_epoch=steps_per_epoch)
+        report(self.database, claim, values, layers=layers or ["head"], times=times, steps_per_epoch=steps_per_epoch)
         runs = next(iter(values.values())).shape[1]
         steps = len(next(iter(values.values())))
         ends = [
@@ -85,7 +85,7 @@ class Serving:
         jobs.finish(self.database, claim, Finished(result={"chosen_run": 0, "values": expand(claim.spec)[0].values, "coefficients": None}, path=str(place), sha256=digest), place)
 
 
-def report(database: Database, claim: jobs.Claim, values: dict[str, np.ndarray], *, layers: list[str], steps_per_epoch: int = 1) -> None:
+def report(database: Database, claim: jobs.Claim, values: dict[str, np.ndarray], *, layers: list[str], times: dict[str, int] | None = None, steps_per_epoch: int = 1) -> None:
     """Reports the start of training and all points."""
     first = next(iter(values.values()))
     n, runs = first.shape[:2]
@@ -95,6 +95,7 @@ def report(database: Database, claim: jobs.Claim, values: dict[str, np.ndarray],
         steps=n,
         steps_per_epoch=steps_per_epoch,
         layers=layers,
+        times=times or {},
         series=list(values),
         penalised={},
         step_order=["gradient", "step"],

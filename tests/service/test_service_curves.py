@@ -183,6 +183,29 @@ def test_a_wrong_question_is_refused_with_its_place(service: Serving, trained: s
     assert words in next(error["hint"] for error in body["errors"] if error["path"] == path)
 
 
+def test_time_steps_of_recurrent_layers_are_read_like_layers(service: Serving) -> None:
+    job, steps = service.submit(), np.arange(2.0 * 5).reshape(2, 1, 5)
+    service.train(job, {"signal/time": steps, "gradient/norm": np.ones((2, 1, 2))}, layers=["layers.0.input", "head"], times={"layers.0": 3, "layers.1": 2})
+    asked = f"/v1/jobs/{job}/gradients"
+    body = strict(service.http.get(f"{asked}?series=signal/time"))
+    assert (body["layers"], body["recorded"]) == (["layers.0.t1", "layers.0.t2", "layers.0.t3", "layers.1.t1", "layers.1.t2"], ["signal/time"])
+    assert body["series"][0]["y"] == steps[:, 0].tolist()
+    some = strict(service.http.get(f"{asked}?series=signal/time&layers=layers.1.t2,layers.0.t1"))
+    assert (some["layers"], some["series"][0]["y"]) == (["layers.1.t2", "layers.0.t1"], [[4.0, 0.0], [9.0, 5.0]])
+    table = service.http.get(f"{asked}?series=signal/time&layers=layers.0.t3&format=csv").text.splitlines()
+    assert table[1].startswith("signal/time,0,layers.0.t3,0,0.0,2.0")
+    assert strict(service.http.get(asked))["recorded"] == ["gradient/norm"]
+    refused = assert_problem(service.http.get(f"{asked}?series=signal/time&layers=layers.0.t4"), 422, path="layers")
+    assert "layers.0.t" in refused["errors"][0]["hint"]
+    for beside in ("signal/time,gradient/norm", "gradient/norm,signal/time"):
+        both = assert_problem(service.http.get(f"{asked}?series={beside}"), 422, path="series")
+        assert (both["errors"][0]["message"], both["errors"][0]["hint"]) == (
+            "signal/time has one number a time step",
+            "read it at /v1/jobs/{id}/gradients, without others beside it",
+        )
+    assert_problem(service.http.get(f"/v1/jobs/{job}/curves?series=signal/time"), 422, path="series")
+
+
 def test_layers_and_shapes_are_checked_for_gradients_too(service: Serving, trained: str) -> None:
     body = assert_problem(service.http.get(f"/v1/jobs/{trained}/gradients?layers=haed"), 422, path="layers")
     assert "did you mean 'head'" in body["errors"][0]["hint"]

@@ -299,8 +299,8 @@ def identities_with(**changes: Callable[[Any, Any], Any]) -> Patch:
 def finished_with(change: Callable[[dict[str, Any]], None]) -> Patch:
     """Something goes wrong where numbers are finished on the host."""
 
-    def mutant(pack: Any, values: Any, rows: Any) -> None:
-        _finish(pack, values, rows)
+    def mutant(pack: Any, values: Any, *rest: Any) -> None:
+        _finish(pack, values, *rest)
         change(values)
 
     return replaced("finish", mutant, module=points)

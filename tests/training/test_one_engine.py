@@ -31,6 +31,7 @@ BLOBS = {"kind": "blobs", "rows": 120, "features": 4, "std": 5.0}
 MLP = {"kind": "mlp", "hidden": [12, 8], "activation": "tanh"}
 CNN = {"kind": "cnn", "channels": [3], "kernel": 3, "image": [1, 2, 2], "hidden": [6], "activation": "tanh"}
 BATCH_NORM = {**MLP, "normalization": {"kind": "batch"}}
+RNNS = {cell: {"kind": "rnn", "cell": cell, "hidden": [7, 6], "sequence": [4, 1]} for cell in ("tanh", "lstm", "gru")}
 RESIDUAL = {**MLP, "hidden": [12, 12, 12], "residual": True}
 
 
@@ -43,16 +44,17 @@ def two_labels(n: int = 24, features: int = 4) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-10), ("float32", 1e-6)])
-@pytest.mark.parametrize("model", [MLP, CNN, BATCH_NORM, RESIDUAL], ids=["mlp", "cnn", "batch norm", "residual"])
+@pytest.mark.parametrize("model", [MLP, CNN, BATCH_NORM, RESIDUAL, *RNNS.values()], ids=["mlp", "cnn", "batch norm", "residual", *RNNS])
 def test_a_run_in_a_pack_of_64_equals_the_run_alone(model, dtype, tolerance):
     """16 strengths × 4 seeds, 100 steps with dropout, momentum and early stops at different steps.
 
     The training is tame: L1 that kills whole units in front of batch norm, or inputs of size 10, amplify the last bit of float32 a
     thousandfold in 100 steps, whoever computes them.
     """
-    strongest, patience = (0.005, 8) if {"normalization", "residual"} & set(model) else (0.02, 5)
+    strongest, patience = (0.005, 8) if {"normalization", "residual", "cell"} & set(model) else (0.02, 5)
+    lr, patience = {"tanh": (0.05, 6), "lstm": (0.1, 8), "gru": (0.1, 8)}.get(model.get("cell", ""), (0.05, patience))
     job = spec(
-        {**BLOBS, "validation": 0.25, "standardize": True}, model, "cross_entropy", sgd(0.05, 0.9),
+        {**BLOBS, "validation": 0.25, "standardize": True}, model, "cross_entropy", sgd(lr, 0.9),
         {"kind": "l1", "lambda": {"log": [1e-4, strongest], "points": 16}}, {"kind": "dropout", "rate": 0.2}, {"kind": "early_stopping", "patience": patience, "restore": False},
         batch_size=18, epochs=20, selection={"seeds": 4}, dtype=dtype,
     )  # fmt: skip
@@ -140,13 +142,15 @@ def test_every_number_that_may_be_searched_stands_in_that_table():
 
 EVERYTHING = spec(
     {**BLOBS, "validation": 0.25}, BATCH_NORM, {"kind": "cross_entropy", "label_smoothing": 0.1}, sgd(0.1, 0.9, nesterov=True, kind="cosine", warmup_steps=3),
-    {"kind": "l2", "lambda": 1e-3}, {"kind": "l1", "lambda": {"values": [0, 1e-3]}}, {"kind": "weight_decay", "lambda": 1e-2, "on": ["layers.0"]}, {"kind": "dropout", "rate": 0.3},
+    {"kind": "l2", "lambda": 1e-3}, {"kind": "l1", "lambda": {"values": [0, 1e-3]}}, {"kind": "weight_decay", "lambda": 1e-2, "on": ["head"]}, {"kind": "dropout", "rate": 0.3},
     {"kind": "early_stopping", "patience": 3}, clip={"kind": "global_norm", "max": 0.5}, batch_size=20, accumulate=2, epochs=8, selection={"seeds": 2},
 )  # fmt: skip
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("model", [MLP, CNN, BATCH_NORM, RESIDUAL, {**CNN, "normalization": {"kind": "layer"}}], ids=["mlp", "cnn", "batch norm", "residual", "cnn layer norm"])
+@pytest.mark.parametrize(
+    "model", [MLP, CNN, BATCH_NORM, RESIDUAL, *RNNS.values(), {**CNN, "normalization": {"kind": "layer"}}], ids=["mlp", "cnn", "batch norm", "residual", *RNNS, "cnn layer norm"]
+)
 def test_measuring_never_changes_a_weight_by_a_bit(model, dtype):
     found = {preset: run({**EVERYTHING, "model": model, "dtype": dtype, "diagnostics": preset}) for preset in ("off", "light", "standard", "full")}
     for preset in ("light", "standard", "full"):
@@ -335,6 +339,7 @@ STATEFUL = {
     "dropout": {"regularizers": [{"kind": "dropout", "rate": 0.3}]},
     "early stopping": {"regularizers": [{"kind": "early_stopping", "patience": 1}]},
     "batch norm": {"model": BATCH_NORM},
+    "rnn": {"model": RNNS["lstm"]},
     "accumulate": {"model": BATCH_NORM, "budget": {"epochs": 4, "batch_size": 20, "accumulate": 3}},
     "skip step": {"on_nonfinite": "skip_step", "dtype": "float32"},
     "all": {

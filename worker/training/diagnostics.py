@@ -76,6 +76,15 @@ def of_signals(preset: Diagnostics, signals: list[Tensor], deltas: list[Tensor],
     return {"signal/forward": [norm(by_run(h, runs)) for h in signals], "signal/backward": [norm(by_run(d, runs)) for d in deltas]}
 
 
+def of_time(preset: Diagnostics, shape: list[Layer], deltas: list[Tensor]) -> Measured:
+    """The gradient that comes back to every time step of every recurrent layer, at the linear output of its input; norms become rms when reported."""
+    halves = [(delta, layer.recurrence.steps) for layer, delta in zip(shape, deltas, strict=True) if layer.recurrence is not None and layer.recurrence.half == "input"]
+    if not (halves and includes(preset, "standard")):
+        return {}
+    norms = [torch.linalg.vector_norm(delta.unflatten(1, (-1, steps)), dim=(1, 3), dtype=torch.float64) for delta, steps in halves]
+    return {"signal/time": [step for of_layer in norms for step in of_layer.unbind(1)]}
+
+
 def of_penalties(preset: Diagnostics, pack: Pack, penalties: Tensor) -> Measured:
     """What the penalties do to the gradient: their own gradient's norm, and its product with the loss's, which becomes a cosine when reported.
 
@@ -97,8 +106,9 @@ def of_update(preset: Diagnostics, pack: Pack) -> Measured:
     return {"update/ratio": [norm(u) for u in pack.weight_updates]} if includes(preset, "standard") else {}
 
 
-def finish(pack: Pack, values: dict[str, NDArray[Any]], rows: NDArray[np.int64]) -> None:
-    """What follows from other measurements is computed on the host, once a report, in float64.  values: (n, R, …), in place; rows: (n,) of each batch
+def finish(pack: Pack, values: dict[str, NDArray[Any]], rows: NDArray[np.int64], looked: NDArray[np.int64]) -> None:
+    """What follows from other measurements is computed on the host, once a report, in float64.  values: (n, R, …), in place; rows: (n,) of each batch,
+    `looked`: the places of those at which what is measured once an epoch was.
 
     An update ratio is infinite for a layer that was zero and moved, 0 if it did not move; a cosine is 0 where one side is 0.
     """
@@ -112,6 +122,9 @@ def finish(pack: Pack, values: dict[str, NDArray[Any]], rows: NDArray[np.int64])
     outputs = np.array([math.prod(layer.signal) for layer in pack.shape])
     for name in ("signal/forward", "signal/backward"):
         values[name] = values[name] / np.sqrt(rows[:, None, None] * outputs)
+    if "signal/time" in values:
+        units = [layer.signal[1] for layer in pack.shape if layer.recurrence and layer.recurrence.half == "input" for _ in range(layer.recurrence.steps)]
+        values["signal/time"] = values["signal/time"] / np.sqrt(rows[looked][:, None, None] * np.array(units))
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         values["update/ratio"] = np.where(values["update/ratio"] == 0, 0.0, values["update/ratio"] / values["weight/norm"])
         if "penalty_gradient/cosine" in values:

@@ -1,5 +1,6 @@
 """Loss and accuracy of whole splits, without dropout and with the running averages of batch norm."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -10,8 +11,8 @@ from worker.training.losses import loss as loss_of
 from worker.training.models import forward
 from worker.training.pack import Pack
 
-CHUNK = 2048
-"""Rows at a time: static, so that the sum is the same on every run of a job."""
+CHUNK, NUMBERS = 2048, 2**22
+"""Rows at a time, or fewer where a run's activations would be more numbers: static, so that the sum is the same on every run of a job."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +32,9 @@ def evaluate(pack: Pack, part: Part, name: str) -> dict[str, Tensor]:
     loss = torch.zeros(pack.size, dtype=torch.float64, device=pack.device)
     hits: Tensor | None = None
     running = pack.layout.buffer_views(pack.buffers) or None
-    for first in range(0, len(part), CHUNK):
-        x, y = part.x[first : first + CHUNK], part.y[first : first + CHUNK]
+    chunk = max(1, min(CHUNK, NUMBERS // sum(math.prod(layer.signal) for layer in pack.shape)))
+    for first in range(0, len(part), chunk):
+        x, y = part.x[first : first + chunk], part.y[first : first + chunk]
         outputs = forward(pack.net, x, running=running).outputs
         loss += loss_of(pack.spec.loss, outputs, y, smoothing=pack.smoothing)[0]
         found = correct(pack.spec.loss, outputs, y)

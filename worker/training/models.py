@@ -1,4 +1,4 @@
-"""R models of one shape as one computation: where their parameters lie, how they are drawn, and the forward pass with its trace.
+"""R models of one shape as one computation: where their parameters lie, and the forward pass with its trace.
 
 All parameters of a run lie in one row of a flat matrix (R, P), weight tensors first: an optimizer, a clip or a penalty is then
 one operation, whatever the number of layers.
@@ -12,27 +12,9 @@ from typing import assert_never
 import torch
 from torch import Tensor
 
-from regtrain.contract.models import (
-    BatchNorm,
-    Cnn,
-    HeNormal,
-    HeUniform,
-    Init,
-    Layer,
-    LayerNorm,
-    LecunNormal,
-    LecunUniform,
-    Model,
-    Normal,
-    Orthogonal,
-    TorchInit,
-    Uniform,
-    XavierNormal,
-    XavierUniform,
-    Zeros,
-)
+from regtrain.contract.models import BatchNorm, Cnn, Layer, LayerNorm, Model, Recurrence
 from worker.training import layers as F
-from worker.training.draws import generator
+from worker.training.recurrent import unrolled
 
 
 @dataclass(frozen=True)
@@ -83,71 +65,6 @@ def _slots(tensors: list[tuple[str, tuple[int, ...]]]) -> tuple[Slot, ...]:
     return tuple(slots)
 
 
-def initial(init: Init, layout: Layout, *, job: int, run: int, scale: float) -> Tensor:
-    """One run's parameters, drawn on the CPU in float64 from the seeds of job and run.  (P,)"""
-    flat = torch.zeros(layout.parameters, dtype=torch.float64)
-    for slot in layout.slots:
-        flat[slot.start : slot.stop] = _drawn(init, slot, layout, generator(job, run, "init", slot.name), scale).flatten()
-    return flat
-
-
-def _drawn(init: Init, slot: Slot, layout: Layout, draw: torch.Generator, scale: float) -> Tensor:
-    if slot.name.endswith(".norm.weight"):
-        return torch.ones(slot.shape, dtype=torch.float64)
-    if slot in layout.weights:
-        return scale * _weight(init, slot.shape, draw)
-    if isinstance(init, TorchInit) and not slot.name.endswith(".norm.bias"):
-        weight = next(w for w in layout.weights if w.name == slot.name.removesuffix("bias") + "weight")
-        return _uniform(slot.shape, 1 / math.sqrt(math.prod(weight.shape[1:])), draw)
-    return torch.zeros(slot.shape, dtype=torch.float64)
-
-
-def _weight(init: Init, shape: tuple[int, ...], draw: torch.Generator) -> Tensor:
-    pixels = math.prod(shape[2:])
-    fan_in, fan_out = shape[1] * pixels, shape[0] * pixels
-    match init:
-        case TorchInit():
-            return _uniform(shape, 1 / math.sqrt(fan_in), draw)
-        case Uniform(bound=bound):
-            return _uniform(shape, bound, draw)
-        case Normal(std=std):
-            return _normal(shape, std, draw)
-        case XavierUniform():
-            return _uniform(shape, math.sqrt(6 / (fan_in + fan_out)), draw)
-        case XavierNormal():
-            return _normal(shape, math.sqrt(2 / (fan_in + fan_out)), draw)
-        case HeUniform():
-            return _uniform(shape, math.sqrt(6 / fan_in), draw)
-        case HeNormal():
-            return _normal(shape, math.sqrt(2 / fan_in), draw)
-        case LecunUniform():
-            return _uniform(shape, math.sqrt(3 / fan_in), draw)
-        case LecunNormal():
-            return _normal(shape, math.sqrt(1 / fan_in), draw)
-        case Orthogonal():
-            return _orthogonal(shape[0], fan_in, draw).reshape(shape)
-        case Zeros():
-            return torch.zeros(shape, dtype=torch.float64)
-        case _:
-            assert_never(init)
-
-
-def _uniform(shape: tuple[int, ...], bound: float, draw: torch.Generator) -> Tensor:
-    return (2 * torch.rand(shape, generator=draw, dtype=torch.float64) - 1) * bound
-
-
-def _normal(shape: tuple[int, ...], std: float, draw: torch.Generator) -> Tensor:
-    return torch.randn(shape, generator=draw, dtype=torch.float64) * std
-
-
-def _orthogonal(rows: int, columns: int, draw: torch.Generator) -> Tensor:
-    """Uniform over the orthonormal rows (or columns): QR with the signs of R's diagonal (Mezzadri 2007)."""
-    tall = torch.randn(max(rows, columns), min(rows, columns), generator=draw, dtype=torch.float64)
-    q, r = torch.linalg.qr(tall)
-    q = q * r.diagonal().sign()
-    return q if rows >= columns else q.mT
-
-
 Moments = dict[str, tuple[Tensor, Tensor, int]]
 """Batch norm: layer → mean and biased variance of the batch, (R, units) each, and over how many numbers."""
 
@@ -161,6 +78,8 @@ class Passed:
     """Linear output, the h of the instruments, as it lies in memory."""
     back: Callable[[Tensor, bool], Tensor]
     """From the gradient at the layer's output to the gradient at its linear output; norm parameters' gradients are put, or added."""
+    beyond: Callable[[], Tensor] | None = None
+    """After `back`: the gradient at what the layer before put out, where that is not δ·W."""
 
 
 @dataclass
@@ -204,6 +123,10 @@ def forward(net: Net, x: Tensor, *, kept: Mapping[str, Tensor] | None = None, ru
     trace = Trace(h)
     for layer in net.shape:
         weight, bias = net.tensors[f"{layer.name}.weight"], net.tensors.get(f"{layer.name}.bias")
+        if layer.recurrence is not None:
+            h, passed = _in_time(layer, layer.recurrence, h, weight, bias, kept.get(layer.name))
+            trace.layers.append(passed)
+            continue
         if weight.dim() == 5:
             assert isinstance(net.model, Cnn)
             z = F.convolution(h, weight, bias, stride=net.model.stride)
@@ -237,8 +160,34 @@ def backward(net: Net, trace: Trace, delta: Tensor, *, add: bool) -> list[Tensor
             delta = delta if at_input is None else at_input
         else:
             F.linear_backward(delta, passed.input, of_weight, of_bias, add=add)
+            if passed.beyond is not None:
+                delta = passed.beyond()
+                continue
             delta = delta if first else torch.baddbmm(around, delta, weight) if layer.residual else torch.bmm(delta, weight)
     return deltas[::-1]
+
+
+def _in_time(layer: Layer, of: Recurrence, h: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor | None) -> tuple[Tensor, Passed]:
+    """Half a recurrent layer. Its input half puts out (R, B·T, units) for the other, which gives h_1 … h_T (R, B, T, H), or h_T (R, B, H) if it is the last.
+
+    `Passed` has every time step of every row as a row of its own.
+    """
+    if of.half == "input":
+        h = h.reshape(len(h), -1, weight.shape[2])
+        z = F.linear(h, weight, bias)
+        return z, Passed(h, z, lambda delta, add: delta)
+    through, last = unrolled(of.cell, h.unflatten(1, (-1, of.steps)), weight, bias), len(layer.output) == 1
+    out = through.states[:, :, -1] if last else through.states[:, :, 1:]
+    deltas: list[Tensor] = []
+
+    def back(delta: Tensor, add: bool) -> Tensor:
+        delta = delta if last else delta.unflatten(1, (-1, of.steps))
+        of_input, of_state = through.back(delta if mask is None else delta * mask)
+        deltas.append(of_input.flatten(1, 2))
+        return of_state.flatten(1, 2)
+
+    passed = Passed(through.states[:, :, :-1].flatten(1, 2), through.linear.flatten(1, 2), back, deltas.pop)
+    return out if mask is None else out * mask, passed
 
 
 def _as_rows(h: Tensor, runs: int) -> Tensor:

@@ -8,13 +8,14 @@ from torch import Tensor
 
 from regtrain.contract.job import JobSpec
 from regtrain.contract.losses import CrossEntropy
-from regtrain.contract.models import Layer
+from regtrain.contract.models import Layer, hidden_layers
 from regtrain.contract.optimizers import Optimizer
 from regtrain.contract.ranges import concrete
 from regtrain.contract.regularizers import L2, Box, Dropout, EarlyStopping, ElasticNet, GroupLasso, L2Ball, MaxNorm, Regularizer, SparseGroupLasso, StepPenalty, WeightDecay
 from regtrain.contract.runs import Run
 from worker.training.draws import Masks
-from worker.training.models import Layout, Net, Slot, initial, layout_of
+from worker.training.initial import initial
+from worker.training.models import Layout, Net, Slot, layout_of
 from worker.training.optimizers import Directions
 from worker.training.penalties import Bound, Penalty, groups_in, joined, norms_in, settle
 from worker.training.regularizers import Constraint, WeightPenalty, is_proximal
@@ -113,10 +114,10 @@ class Pack:
         rows = []
         for run in self.runs:
             if run.seed not in drawn:
-                drawn[run.seed] = initial(run.spec.model.init, self.layout, job=run.spec.seed, run=run.seed, scale=1.0)
+                drawn[run.seed] = initial(run.spec.model.init, self.shape, job=run.spec.seed, run=run.seed, scale=1.0)
             row, scale = drawn[run.seed], concrete(run.spec.model.init.scale)
             if scale != 1.0:
-                row = initial(run.spec.model.init, self.layout, job=run.spec.seed, run=run.seed, scale=scale)
+                row = initial(run.spec.model.init, self.shape, job=run.spec.seed, run=run.seed, scale=scale)
             rows.append(row.to(self.dtype))
         return torch.stack(rows).to(self.device)
 
@@ -159,7 +160,7 @@ class Pack:
         return None
 
     def _dropout(self, index: int, spec: Dropout, features: int) -> DropoutAt:
-        outputs = {layer.name: layer.output for layer in self.shape[:-1]}
+        outputs = {layer.name: layer.output for layer in hidden_layers(self.shape)}
         places = {"inputs": (features,)} if spec.on == "inputs" else outputs if spec.on == "hidden" else {name: outputs[name] for name in spec.on}
         rate = self._of(index, lambda r: concrete(r.rate) if isinstance(r, Dropout) else 0.0).squeeze(1)
         return DropoutAt(places, rate)

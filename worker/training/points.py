@@ -33,12 +33,16 @@ class Recorder:
     _rows: list[int] = field(default_factory=list)
     _rates: list[NDArray[np.float64]] = field(default_factory=list)
     _measured: dict[str, list[Tensor | list[Tensor]]] = field(default_factory=dict)
+    _looked: list[int] = field(default_factory=list)
+    """Places in `_steps` at which what is measured once an epoch was."""
     _after: list[tuple[int, dict[str, Tensor], Tensor]] = field(default_factory=list)
     _since: float = -SECONDS
     """When the last report was made; long ago at first, so that the first update shows at once that training goes on."""
 
-    def add(self, t: int, rows: int, rates: NDArray[np.float64], measured: Measured) -> None:
-        """What update t measured on a batch of `rows`; rates: (r,) the learning rates on the host."""
+    def add(self, t: int, rows: int, rates: NDArray[np.float64], measured: Measured, *, look: bool) -> None:
+        """What update t measured on a batch of `rows`, with `look` also what is measured once an epoch; rates: (r,) the learning rates on the host."""
+        if look:
+            self._looked.append(len(self._steps))
         self._steps.append(t)
         self._rows.append(rows)
         self._rates.append(rates)
@@ -68,7 +72,7 @@ class Recorder:
             self._dense(points, pack, places)
         if self._after:
             self._sparse(points, places)
-        self._steps, self._rows, self._rates, self._measured, self._after = [], [], [], {}, []
+        self._steps, self._rows, self._rates, self._measured, self._looked, self._after = [], [], [], {}, [], []
         return points
 
     def settle(self, alive: NDArray[np.bool_], places: list[int], done: int) -> None:
@@ -81,12 +85,14 @@ class Recorder:
         values = {name: _host(parts) for name, parts in self._measured.items()}
         alive, active = values.pop("alive"), values.pop("active")
         values.setdefault("learning_rate", np.stack(self._rates))
-        finish(pack, values, np.array(self._rows))
+        looked = np.array(self._looked, np.int64)
+        finish(pack, values, np.array(self._rows), looked)
         dtype = np.float64 if pack.dtype == torch.float64 else np.float32
         for name, value in values.items():
             with np.errstate(over="ignore"):  # a norm beyond float32 is infinite there
                 points.values[name] = self._spread(value.astype(dtype, copy=False), places, axis=1)
-            points.steps[name], points.counts[name] = steps, self._spread(alive.sum(0, dtype=np.int64), places, axis=0)
+            at = slice(None) if len(value) == len(steps) else looked
+            points.steps[name], points.counts[name] = steps[at], self._spread(alive[at].sum(0, dtype=np.int64), places, axis=0)
         self._notice_ends(steps, alive, active, places, points.values, stop=pack.spec.on_nonfinite == "stop")
 
     def _sparse(self, points: Points, places: list[int]) -> None:

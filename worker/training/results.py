@@ -11,7 +11,7 @@ from regtrain.contract.errors import Warned
 from regtrain.contract.events import Finished, RunFinished, Started
 from regtrain.contract.job import resolved
 from regtrain.contract.losses import Binary, CrossEntropy
-from regtrain.contract.models import LinearModel
+from regtrain.contract.models import LinearModel, times
 from regtrain.contract.runs import Run, points
 from regtrain.contract.series import SERIES
 from regtrain.contract.states import RunState, StopReason
@@ -30,7 +30,7 @@ def started(job: Job, packs: list[list[int]], first: Run, *, pack: int, step: in
     """What is known before the first update."""
     one = pack_of(job, [first])
     return Started(
-        runs=len(job.runs), packs=packs, steps=job.steps, steps_per_epoch=job.per_epoch, layers=[layer.name for layer in job.shape], series=_series(job, one),
+        runs=len(job.runs), packs=packs, steps=job.steps, steps_per_epoch=job.per_epoch, layers=[layer.name for layer in job.shape], times=times(job.shape), series=_series(job, one),
         penalised={f"regularizers.{p.index}": p.tensors for p in (*one.penalties, *one.bounds)}, step_order=list(ORDER), environment=environment(job.device),
         warnings=[*_warnings(job, one), *cautions.of_data(job)], pack=pack, step=step,
     )  # fmt: skip
@@ -91,6 +91,7 @@ def _series(job: Job, pack: Pack) -> list[str]:
         "accuracy/val": len(job.val) > 0 and isinstance(spec.loss, CrossEntropy | Binary),
         "objective/train": penalised,
         "gradient/clipped": spec.clip is not None,
+        "signal/time": bool(times(job.shape)),
         "identity/batch_norm": spec.budget.accumulate == 1,
         "penalty_gradient/norm": penalised,
         "penalty_gradient/cosine": penalised,

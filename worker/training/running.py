@@ -46,7 +46,8 @@ class Running:
         """One update of every living run, and at the end of an epoch its evaluation."""
         x, y = self.feed.batch(self.done)
         rates, lr = self.feed.rates(self.done)
-        self.recorder.add(self.done, y.shape[-1], rates, step(self.pack, x, y, t=self.done, lr=lr))
+        look = self.done % self.job.per_epoch == 0
+        self.recorder.add(self.done, y.shape[-1], rates, step(self.pack, x, y, t=self.done, lr=lr, look=look), look=look)
         self.done += 1
         if self.done % self.job.per_epoch == 0:
             self.evaluate()

@@ -29,13 +29,13 @@ ORDER = (
 
 
 @torch.no_grad()
-def step(pack: Pack, x: Tensor, y: Tensor, *, t: int, lr: Tensor) -> Measured:
-    """Update t of every living run, in place.  x: (B, features) or (R, B, features); y: (B,) or (R, B); lr: (R, 1).
+def step(pack: Pack, x: Tensor, y: Tensor, *, t: int, lr: Tensor, look: bool = False) -> Measured:
+    """Update t of every living run, in place.  x: (B, features) or (R, B, features); y: (B,) or (R, B); lr: (R, 1). `look`: measure what is measured once an epoch, too.
 
     Returns what was measured: (R,) or one (R,) a layer for each series. `alive` says which runs took part, `active` which of them moved.
     """
     preset = pack.spec.diagnostics
-    loss, measured, moments = _backward(pack, x, y, t)
+    loss, measured, moments = _backward(pack, x, y, t, look)
     gradient, alive = pack.gradient, pack.alive
     active = alive & torch.isfinite(loss + gradient.sum(1))
     everyone = pack.device.type == "cpu" and bool(active.all())  # on a CPU asking is cheaper than masking
@@ -59,7 +59,7 @@ def step(pack: Pack, x: Tensor, y: Tensor, *, t: int, lr: Tensor) -> Measured:
     return measured
 
 
-def _backward(pack: Pack, x: Tensor, y: Tensor, t: int) -> tuple[Tensor, Measured, list[Moments]]:
+def _backward(pack: Pack, x: Tensor, y: Tensor, t: int, look: bool) -> tuple[Tensor, Measured, list[Moments]]:
     """Mean loss of each run (R,), its gradient into `pack.gradient`, the signals of the whole batch, and batch norm's moments of each micro-batch."""
     rows, spec = y.shape[-1], pack.spec
     kept = pack.kept(t, rows)
@@ -68,11 +68,16 @@ def _backward(pack: Pack, x: Tensor, y: Tensor, t: int) -> tuple[Tensor, Measure
         trace = forward(pack.net, x, kept=kept)
         loss, slope = loss_of(spec.loss, trace.outputs, y, smoothing=pack.smoothing)
         deltas = backward(pack.net, trace, slope.div_(rows), add=False)
-        return loss / rows, diagnostics.of_signals(spec.diagnostics, [p.signal for p in trace.layers], deltas, pack.size), [trace.moments]
+        return loss / rows, _signals(pack, [p.signal for p in trace.layers], deltas, look), [trace.moments]
     parts = [_micro(pack, x, y, kept, slice(first, first + size), rows) for first in range(0, rows, size)]
     signals = [_whole([p[1][layer] for p in parts]) for layer in range(len(pack.shape))]
     deltas = [_whole([p[2][layer] for p in parts]) for layer in range(len(pack.shape))]
-    return torch.stack([p[0] for p in parts]).sum(0), diagnostics.of_signals(spec.diagnostics, signals, deltas, pack.size), [p[3] for p in parts]
+    return torch.stack([p[0] for p in parts]).sum(0), _signals(pack, signals, deltas, look), [p[3] for p in parts]
+
+
+def _signals(pack: Pack, signals: list[Tensor], deltas: list[Tensor], look: bool) -> Measured:
+    preset = pack.spec.diagnostics
+    return diagnostics.of_signals(preset, signals, deltas, pack.size) | (diagnostics.of_time(preset, pack.shape, deltas) if look else {})
 
 
 def _micro(pack: Pack, x: Tensor, y: Tensor, kept: dict[str, Tensor] | None, part: slice, rows: int) -> tuple[Tensor, list[Tensor], list[Tensor], Moments]:

@@ -24,7 +24,7 @@ def begun(job: Row[Any], event: Started, columns: dict[str, Any]) -> dict[str, A
     steps = event.steps * len(packs)
     at = event.pack * event.steps + event.step
     progress = {"step": at, "steps": steps, "epoch": event.step // event.steps_per_epoch, "runs": job.runs, "eta_seconds": None}
-    kept = {key: told[key] for key in ("steps", "steps_per_epoch", "layers", "series", "penalised", "step_order", "environment")}
+    kept = {key: told[key] for key in ("steps", "steps_per_epoch", "layers", "times", "series", "penalised", "step_order", "environment")}
     return {"started": kept, "packs": packs, "warnings": warnings, "progress": progress, "pack": event.pack, "attempt_at": now(), "attempt_step": at}
 
 

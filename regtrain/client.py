@@ -162,15 +162,20 @@ class Client:
         """The readable face of a resource: a table with a small chart."""
         return self._send("GET", path, params={**query, "format": "text"}).text
 
-    def upload(self, file: Path, *, target: str | None = None, name: str | None = None) -> dict[str, Any]:
+    def upload(self, file: Path, *, target: str | None = None, groups: str | None = None, name: str | None = None) -> dict[str, Any]:
         """Uploads a CSV or NPZ file as a dataset; its `id` goes into a spec as {"kind": "upload", "id": …}.
 
         Args:
             file: its ending says what it is.
             target: the column to predict; without one, the last column of a CSV.
+            groups: the column of a CSV whose labels say which rows belong together; it is no feature.
             name: a label; without one, the file's name.
         """
-        query = {"name": name or file.name, "format": file.suffix.lower().removeprefix(".") or "csv", **({"target": target} if target else {})}
+        query = {
+            "name": name or file.name,
+            "format": file.suffix.lower().removeprefix(".") or "csv",
+            **{key: value for key, value in (("target", target), ("groups", groups)) if value},
+        }
         with file.open("rb") as rows:
             return self._json("POST", "/v1/datasets", params=query, content=rows, timeout=600)
 

@@ -45,7 +45,11 @@ FORMATS: dict[str, Literal["csv", "npz"]] = {
 }
 Name = Annotated[str, Query(max_length=200, description="A label for people.", examples=["prices.csv"])]
 Kind = Annotated[Literal["csv", "npz"] | None, Query(alias="format", description="Default: by the content type.", examples=["csv"])]
-Target = Annotated[str | None, Query(max_length=200, description="CSV: the name of the target column; default: the last one.", examples=["price"])]
+Target = Annotated[str | None, Query(max_length=200, description="CSV: the name of the target column; default: the last one that is not `groups`.", examples=["price"])]
+Groups = Annotated[
+    str | None,
+    Query(max_length=200, description="CSV: the name of the column whose labels say which rows belong together; it is no feature. NPZ: an array `groups`.", examples=["patient"]),
+]
 EXAMPLE_CSV = "rooms,area,price\n3,70,210\n4,95,310\n2,41,120\n5,120,400\n"
 
 
@@ -54,7 +58,7 @@ class DatasetAnswer(BaseModel):
     name: str
     sha256: str = Field(description="Of the canonical file: equal for equal rows and names.")
     bytes: int
-    facts: dict[str, Any] = Field(description="Rows, features, kind of the target, classes, names.")
+    facts: dict[str, Any] = Field(description="Rows, features, kind of the target, classes, names, and how many different groups, if any.")
     preview: dict[str, Any] | None = Field(description="The first rows, and the range of each column.")
     created_at: datetime
     links: dict[str, str]
@@ -87,7 +91,7 @@ EXAMPLE: dict[str, Any] = {
         }
     },
 )
-async def upload(request: Request, db: Store, name: Name = "", format: Kind = None, target: Target = None) -> Response:
+async def upload(request: Request, db: Store, name: Name = "", format: Kind = None, target: Target = None, groups: Groups = None) -> Response:
     """`curl --data-binary @prices.csv 'http://127.0.0.1:8321/v1/datasets?name=prices&format=csv&target=price'`, then name its id in a spec: `{"kind": "upload", "id": "ds_…"}`."""
     kind = format or _format(request)
     own, limits = settings(request), settings(request).upload
@@ -96,7 +100,7 @@ async def upload(request: Request, db: Store, name: Name = "", format: Kind = No
             async for piece in body_within(request, limits.bytes, seconds=SLOWER * own.body_seconds):
                 await run_in_threadpool(file.write, piece)
         async with request.app.state.parsing:
-            parsed = await parse(folder, kind=kind, target=target, limits=limits)
+            parsed = await parse(folder, kind=kind, target=target, groups=groups, limits=limits)
         dataset = await run_in_threadpool(keep, db, folder / "canonical", name, parsed)
     return json_answer(shown(dataset), 201, Location=f"/v1/datasets/{dataset.id}")
 
@@ -142,7 +146,7 @@ def shown(dataset: Dataset) -> dict[str, Any]:
         "name": dataset.name,
         "sha256": dataset.sha256,
         "bytes": dataset.bytes,
-        "facts": dataset.facts.model_dump(mode="json"),
+        "facts": dataset.facts.model_dump(mode="json", exclude={"group_sizes"}) | {"groups": dataset.facts.groups},
         "preview": dataset.preview,
         "created_at": moment(dataset.created_at),
         "links": {"self": f"/v1/datasets/{dataset.id}"},
@@ -168,13 +172,13 @@ def incoming(data: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-async def parse(folder: Path, *, kind: str, target: str | None, limits: Limits) -> dict[str, Any]:
+async def parse(folder: Path, *, kind: str, target: str | None, groups: str | None, limits: Limits) -> dict[str, Any]:
     """Has `folder/upload` read in a process of its own into `folder/canonical`.
 
     Raises:
         SpecRefused: what is wrong with the file, or that reading it takes too much.
     """
-    orders = {"source": str(folder / "upload"), "place": str(folder / "canonical"), "format": kind, "target": target, "limits": asdict(limits)}
+    orders = {"source": str(folder / "upload"), "place": str(folder / "canonical"), "format": kind, "target": target, "groups": groups, "limits": asdict(limits)}
     environment = {"OPENBLAS_NUM_THREADS": "1", "LC_ALL": "C.UTF-8", **{name: os.environ[name] for name in ("PATH", "PYTHONPATH") if name in os.environ}}
     child = await asyncio.create_subprocess_exec(
         sys.executable, "-P", "-m", "service.parse", env=environment, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
@@ -211,12 +215,19 @@ def keep(db: Database, canonical: Path, name: str, parsed: dict[str, Any]) -> Da
 
 def facts_of(parsed: dict[str, Any]) -> Facts:
     """What is known of the rows without reading them again."""
-    labels, distinct, image = parsed["labels"], parsed["distinct"], parsed["image"]
+    labels, distinct, image, sizes = (parsed[name] for name in ("labels", "distinct", "image", "group_sizes"))
     if labels:
         target: dict[str, Any] = {"target": "class", "classes": len(labels), "class_names": tuple(labels)}
     else:
         target = {"target": "real"} if distinct is None else target_facts(tuple(distinct))
-    return Facts(rows=parsed["rows"], features=parsed["features"], feature_names=tuple(parsed["feature_names"]), image=tuple(image) if image else None, **target)
+    return Facts(
+        rows=parsed["rows"],
+        features=parsed["features"],
+        feature_names=tuple(parsed["feature_names"]),
+        image=tuple(image) if image else None,
+        group_sizes=sizes and tuple(sizes),
+        **target,
+    )
 
 
 def _format(request: Request) -> Literal["csv", "npz"]:

@@ -1,8 +1,8 @@
 """Rules that need more than one part of a spec, or the facts of its dataset: what is refused, and what is accepted with a warning."""
 
 from collections.abc import Iterator
-from math import ceil
 
+from regtrain.contract import grouping
 from regtrain.contract.datasets import Facts, Mnist, counts, feature_names
 from regtrain.contract.errors import Problem, SpecRefused, Warned
 from regtrain.contract.job import JobSpec, batch_size, steps, steps_per_epoch
@@ -100,7 +100,9 @@ def _target(spec: JobSpec, facts: Facts) -> Iterator[Problem]:
 
 
 def _rows(spec: JobSpec, facts: Facts) -> Iterator[Problem]:
-    dataset, rows = spec.dataset, counts(spec.dataset, facts)
+    dataset, rows = spec.dataset, counts(spec.dataset, facts, seed=spec.seed)
+    of_groups = list(grouping.split_refusals(spec, facts))
+    yield from of_groups
     if not isinstance(dataset, Mnist):
         if dataset.split == "stratified" and facts.target == "real":
             yield Problem("dataset.split", "stratified needs classes; the target is a quantity", 'use "random"')
@@ -108,10 +110,12 @@ def _rows(spec: JobSpec, facts: Facts) -> Iterator[Problem]:
             yield Problem("dataset.test", f"a share of {dataset.test} of {facts.rows} rows is no row", "hold out a larger share")
     if dataset.validation > 0 and rows.val == 0:
         yield Problem("dataset.validation", f"a share of {dataset.validation} of {facts.rows - rows.test} rows is no row", "hold out a larger share")
+    if rows.train < 1 and of_groups:
+        return
     if rows.train < 1:
         yield Problem("dataset", f"of {facts.rows} rows {rows.test} are test and {rows.val} validation rows: none is left to train on", "hold out less")
         return
-    fewest = rows.train - ceil(rows.train / spec.selection.folds) if spec.selection.folds else rows.train
+    fewest = grouping.fewest(spec, facts)
     if spec.budget.batch_size != "all" and spec.budget.batch_size > fewest:
         yield Problem(
             "budget.batch_size",
@@ -129,7 +133,7 @@ def _rows(spec: JobSpec, facts: Facts) -> Iterator[Problem]:
 
 
 def _selection(spec: JobSpec, facts: Facts) -> Iterator[Problem]:
-    selection, rows = spec.selection, counts(spec.dataset, facts)
+    selection, rows = spec.selection, counts(spec.dataset, facts, seed=spec.seed)
     measured = selection.folds is not None or spec.dataset.validation > 0
     if selection.folds is not None and spec.dataset.validation > 0:
         yield Problem("selection.folds", "folds and dataset.validation both hold out validation rows", "keep one of them")
@@ -141,6 +145,7 @@ def _selection(spec: JobSpec, facts: Facts) -> Iterator[Problem]:
         yield Problem("selection.repeats", "folds that are not shuffled are the same each time", 'set "shuffle": true, or repeats 1')
     if selection.stratified and facts.target == "real":
         yield Problem("selection.stratified", "stratified folds need classes; the target is a quantity", 'set "stratified": false')
+    yield from grouping.fold_refusals(spec, facts)
     if selection.metric == "accuracy/val" and not isinstance(spec.loss, CrossEntropy | Binary):
         yield Problem("selection.metric", f"{spec.loss.kind} has no accuracy", 'use "loss/val"')
     if selection.refit and not measured:
@@ -242,7 +247,7 @@ def _solver(spec: JobSpec, facts: Facts) -> Iterator[Problem]:
     optimizer = spec.optimizer
     if not isinstance(optimizer, Proximal | Lbfgs):
         return
-    rows = counts(spec.dataset, facts)
+    rows = counts(spec.dataset, facts, seed=spec.seed)
     if rows.train >= 1 and steps_per_epoch(spec, rows) > 1:
         given = f"a batch has {batch_size(spec, rows)} of the {rows.train} training rows"
         yield Problem("budget.batch_size", f"{optimizer.kind} compares values of one objective, that of all rows; {given}", 'set "batch_size": "all"')
@@ -284,13 +289,13 @@ def _limits(spec: JobSpec, facts: Facts, shape: list[Layer]) -> Iterator[Problem
         return
     if runs * parameters(shape) > MOST_PARAMETERS:
         yield Problem("model", f"{runs} runs of {parameters(shape):,} parameters are more than {MOST_PARAMETERS:,} in one job", "use a smaller model or fewer runs")
-    rows = counts(spec.dataset, facts)
+    rows = counts(spec.dataset, facts, seed=spec.seed)
     if rows.train >= 1 and steps(spec, rows) * runs > MOST_STEPS:
         yield Problem("budget.epochs", f"{steps(spec, rows):,} steps of {runs} runs are more than {MOST_STEPS:,} in one job", "use fewer epochs, larger batches or fewer runs")
 
 
 def _warnings(spec: JobSpec, facts: Facts) -> Iterator[Warned]:
-    normalization, shape, rows = _normalization(spec), shape_of(spec, facts), counts(spec.dataset, facts)
+    normalization, shape, rows = _normalization(spec), shape_of(spec, facts), counts(spec.dataset, facts, seed=spec.seed)
     normalized = [layer.name for layer in shape if layer.normalization is not None]
     for index, regularizer in enumerate(spec.regularizers):
         match regularizer:
@@ -308,6 +313,7 @@ def _warnings(spec: JobSpec, facts: Facts) -> Iterator[Warned]:
             case _:
                 pass
     yield from _idle_schedule(spec, steps(spec, rows))
+    yield from grouping.warnings(spec, facts)
     if spec.dataset.kind in UNSCALED and not spec.dataset.standardize:
         yield Warned("dataset.standardize", f"the columns of {spec.dataset.kind} differ in size by orders of magnitude: one learning rate and one λ do not fit them all")
     if isinstance(normalization, BatchNorm) and rows.train - (steps_per_epoch(spec, rows) - 1) * batch_size(spec, rows) == 1:

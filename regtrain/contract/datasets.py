@@ -3,14 +3,17 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal, assert_never
 
-from pydantic import Field, model_validator
+import numpy as np
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from regtrain.contract.base import Part, Unfit
+from regtrain.contract.groups import Numbers, Parts, group_parts, numbered
 from regtrain.contract.models import Image, Sequence
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Rows = Annotated[int, Field(ge=2, le=10_000_000)]
 Cell = Annotated[float, Field(ge=-1e300, le=1e300)]
+Group = Annotated[int, Field(ge=-(2**53), le=2**53)] | Annotated[str, Field(min_length=1, max_length=200)]
 
 
 class Facts(Part):
@@ -33,6 +36,13 @@ class Facts(Part):
     sequence: Sequence | None = None
     test_rows: int | None = None
     """Rows that the publisher has set apart as test rows, the last ones."""
+    group_sizes: tuple[int, ...] | None = None
+    """Rows of each group, in rising order of the groups' labels; None where rows have no groups."""
+
+    @property
+    def groups(self) -> int | None:
+        """How many different groups."""
+        return None if self.group_sizes is None else len(self.group_sizes)
 
 
 def feature_names(facts: Facts) -> tuple[str, ...]:
@@ -50,8 +60,8 @@ class _Split(Part):
 class _Dataset(_Split):
     test: Fraction = 0.0
     """Share of the rows held out for the final `test` metrics; touched once, at the end."""
-    split: Literal["random", "stratified", "last"] = "random"
-    """How held-out rows are chosen: at random from the job's seed, at random with the same share of every class, or the last ones as they stand."""
+    split: Literal["random", "stratified", "last", "grouped"] = "random"
+    """How held-out rows are chosen: at random from the job's seed, at random with the same share of every class, the last ones as they stand, or whole groups at random."""
 
 
 class Inline(_Dataset):
@@ -62,6 +72,8 @@ class Inline(_Dataset):
     """One list of numbers a row."""
     y: Annotated[tuple[Cell, ...], Field(min_length=1, max_length=100_000)]
     """One target a row: a quantity, or a whole number as label."""
+    groups: Annotated[tuple[Group, ...], Field(min_length=1, max_length=100_000)] | None = None
+    """One label a row, all whole numbers or all words: rows of one label belong together, such as those of one patient. See `split` and `selection.grouped`."""
 
     @model_validator(mode="after")
     def rows_agree(self) -> "Inline":
@@ -70,6 +82,16 @@ class Inline(_Dataset):
         if len({len(row) for row in self.x}) != 1:
             raise Unfit("the rows of x have different lengths", "give every row the same number of columns")
         return self
+
+    @field_validator("groups")
+    @classmethod
+    def a_label_a_row(cls, given: tuple[int | str, ...] | None, info: ValidationInfo) -> tuple[int | str, ...] | None:
+        rows = len(info.data.get("x", given or ()))
+        if given is not None and len(given) != rows:
+            raise Unfit(f"x has {rows} rows and groups has {len(given)} labels", "give one label a row, or leave groups out")
+        if given is not None and len({type(label) for label in given}) > 1:
+            raise Unfit("some groups are numbers and some are words", "give all labels as whole numbers, or all as words")
+        return given
 
 
 class Digits(_Dataset):
@@ -232,7 +254,7 @@ def facts_of(dataset: Dataset) -> Facts | None:
     """The facts that follow from the spec alone; None for an upload, whose facts the store keeps."""
     match dataset:
         case Inline(x=x, y=y):
-            return Facts.model_validate({"rows": len(x), "features": len(x[0]), **target_facts(y)})
+            return Facts.model_validate({"rows": len(x), "features": len(x[0]), "group_sizes": inline_groups(dataset)[1], **target_facts(y)})
         case LinearRows(rows=rows, coefficients=coefficients):
             return Facts(rows=rows, features=len(coefficients), target="real")
         case Blobs(rows=rows, features=features, centers=centers):
@@ -255,6 +277,11 @@ def facts_of(dataset: Dataset) -> Facts | None:
             assert_never(dataset)
 
 
+def inline_groups(dataset: Inline) -> tuple[Numbers | None, tuple[int, ...] | None]:
+    """The number of each row's group, and the rows of each group; None where there are no groups."""
+    return (None, None) if dataset.groups is None else numbered(dataset.groups)
+
+
 def target_facts(y: tuple[float, ...]) -> dict[str, object]:
     """Whether targets can be labels: whole numbers, at most 1,000 different ones. Labels are numbered in rising order."""
     labels = sorted(set(y))
@@ -272,8 +299,22 @@ class Counts:
     test: int
 
 
-def counts(dataset: Dataset, facts: Facts) -> Counts:
-    """Test rows are taken first, then validation rows from what is left; both are rounded to whole rows."""
+def counts(dataset: Dataset, facts: Facts, *, seed: int) -> Counts:
+    """Test rows are taken first, then validation rows from what is left; both are rounded to whole rows.
+
+    How many rows whole groups come to depends on which are drawn, so on the job's seed; nothing else does.
+    """
+    if (found := parts_of(dataset, facts, seed=seed)) is not None:
+        assert facts.group_sizes is not None
+        sizes = np.array(facts.group_sizes)
+        return Counts(*(int(sizes[part].sum()) for part in (found.train, found.val, found.test)))
     test = facts.test_rows if facts.test_rows is not None else 0 if isinstance(dataset, Mnist) else round(facts.rows * dataset.test)
     val = round((facts.rows - test) * dataset.validation)
     return Counts(train=facts.rows - test - val, val=val, test=test)
+
+
+def parts_of(dataset: Dataset, facts: Facts, *, seed: int) -> Parts | None:
+    """Which groups are held out; None where single rows are."""
+    if isinstance(dataset, Mnist) or dataset.split != "grouped" or facts.group_sizes is None:
+        return None
+    return group_parts(facts.group_sizes, test=dataset.test, validation=dataset.validation, seed=seed)

@@ -135,7 +135,7 @@ def of_result(spec: JobSpec, facts: Facts, values: dict[str, float]) -> dict[str
 
     Decoupled decay is here where it minimises its ledger value, under SGD without momentum; what has no counterpart elsewhere is left out.
     """
-    rows, found = counts(spec.dataset, facts).train, dict[str, list[Converted]]()
+    rows, found = counts(spec.dataset, facts, seed=spec.seed).train, dict[str, list[Converted]]()
     for index, regularizer in enumerate(spec.regularizers):
         path = f"regularizers.{index}.lambda"
         match regularizer:

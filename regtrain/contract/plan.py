@@ -45,7 +45,7 @@ class Plan:
 
 def plan(spec: JobSpec, facts: Facts) -> Plan:
     """The plan of a spec that `check` has accepted."""
-    shape, sizes, item = shape_of(spec, facts), counts(spec.dataset, facts), ITEM_BYTES[spec.dtype]
+    shape, sizes, item = shape_of(spec, facts), counts(spec.dataset, facts, seed=spec.seed), ITEM_BYTES[spec.dtype]
     runs, batch = expand(spec), batch_size(spec, sizes)
     each = bytes_of_run(shape, batch=batch, item_bytes=item, vectors=vectors_of(spec.optimizer))
     of_packs = {device: [len(pack) for pack in packs(runs, shape=shape, batch=batch, item_bytes=item, device=device)] for device in DEVICES}
@@ -71,7 +71,7 @@ def pace_key(spec: JobSpec, facts: Facts, pack_sizes: list[int]) -> str:
         "model": model,
         "features": facts.features,
         "outputs": facts.classes or facts.outputs,
-        "batch": batch_size(spec, counts(spec.dataset, facts)),
+        "batch": batch_size(spec, counts(spec.dataset, facts, seed=spec.seed)),
         "accumulate": spec.budget.accumulate,
         "dtype": spec.dtype,
         "diagnostics": spec.diagnostics,

@@ -26,6 +26,8 @@ class Selection(Part):
     """Cut the folds from rows in random order (from the job's seed), not as they stand."""
     stratified: bool = False
     """Every fold has the same share of every class."""
+    grouped: bool = False
+    """Every fold holds whole groups of the dataset, so that no group is trained on and validated on at once: as many groups in each fold with `shuffle`, as equal numbers of rows as the groups allow without."""
     seeds: Annotated[int, Field(ge=1, le=10_000)] = 1
     """Runs with seeds 0 … n−1: other initial weights, row order and noise, the same rows held out."""
     metric: Literal["loss/val", "accuracy/val"] = "loss/val"

@@ -9,6 +9,9 @@ from contract_specs import INLINE, LINEAR, REMOVED, accept, changed, refused, sp
 from regtrain.contract.given import MOST_DEPTH
 from regtrain.contract.refusals import MOST_PROBLEMS
 
+GROUPED = {**LINEAR, "dataset.groups": ["a", "a", "b", "b", "c"]}
+"""Five rows in groups of 2, 2 and 1."""
+
 CASES: list[tuple[dict[str, Any], str, str, str]] = [
     # changes to a good spec, path, part of the message, part of the hint
     ({"optimiser": {}}, "optimiser", "unknown key", "did you mean 'optimizer'?"),
@@ -140,6 +143,24 @@ CASES: list[tuple[dict[str, Any], str, str, str]] = [
     ({"dataset": {**INLINE, "y": [1, 1, 1, 1, 1]}, "budget.batch_size": 2}, "loss.kind", "at least two classes", "two classes"),
     ({"dataset": {**INLINE, "validation": 0.05}, "budget.batch_size": 2}, "dataset.validation", "is no row", "larger share"),
     ({"dataset": {"kind": "upload", "id": "../etc"}}, "dataset.id", "matches", "/v1/catalog"),
+    ({"dataset.split": "grouped"}, "dataset.split", "dataset digits has none", 'or use "random"'),
+    ({"dataset.validation": 0, "selection": {"folds": 5, "grouped": True}}, "selection.grouped", "dataset digits has none", "groups=COLUMN"),
+    ({**GROUPED, "dataset.groups": ["a", "a", "b", "b"]}, "dataset.groups", "x has 5 rows and groups has 4 labels", "one label a row"),
+    ({**GROUPED, "dataset.groups": ["a", "a", "b", "b", 3]}, "dataset.groups", "some are words", "all as words"),
+    ({**GROUPED, "dataset.groups": ["a", "a", "b", "b", 1.5]}, "dataset.groups.4", "found 1.5", "/v1/catalog"),
+    ({**GROUPED, "dataset.groups": ["a", "a", "b", "b", True]}, "dataset.groups.4", "found true", ""),
+    ({**GROUPED, "dataset.groups": ["a", "a", "b", "b", None]}, "dataset.groups.4", "found null", ""),
+    ({**GROUPED, "dataset.groups": ["a", "a", "b", "b", ""]}, "dataset.groups.4", "at least 1 character", ""),
+    ({**GROUPED, "dataset.groups": ["a", "a", "b", "b", "c" * 201]}, "dataset.groups.4", "at most 200 characters", ""),
+    ({**GROUPED, "dataset.groups": "patient"}, "dataset.groups", 'a list, found "patient"', "/v1/catalog"),
+    ({**GROUPED, "dataset.groups": []}, "dataset.groups", "at least 1 item", "give at least 1"),
+    ({**GROUPED, "dataset.split": "grouped", "dataset.test": 0.2, "dataset.validation": 0.2, "dataset.groups": [1, 1, 2, 2, 2]}, "dataset.split", "2 groups cannot be cut into 3 parts", "hold out less"),
+    ({**GROUPED, "selection": {"grouped": True}}, "selection.grouped", "there are no folds", "set selection.folds"),
+    ({**GROUPED, "selection": {"folds": 4, "grouped": True}}, "selection.folds", "3 groups of training rows cannot be cut into 4 folds", "use fewer folds"),
+    ({**GROUPED, "selection": {"folds": 3, "grouped": True}, "dataset.test": 0.2, "dataset.split": "grouped"}, "selection.folds", "2 groups of training rows cannot", "fewer"),
+    ({**GROUPED, "selection": {"folds": 2, "grouped": True, "stratified": True}, "dataset.y": [0, 1, 0, 1, 0]}, "selection.stratified", "classes as the groups have them", "keep one"),
+    ({**GROUPED, "selection": {"folds": 2, "grouped": True}, "dataset.test": 0.2}, "dataset.split", "folds hold whole groups and the test rows do not (random)", '"split": "grouped"'),
+    ({**GROUPED, "selection": {"folds": 3, "grouped": True, "shuffle": False}, "budget.batch_size": 4}, "budget.batch_size", "larger than the 3 training rows of a fold", '"all"'),
 ]  # fmt: skip
 
 
@@ -228,6 +249,9 @@ WARNINGS: list[tuple[dict[str, Any], str, str]] = [
     ({"model.normalization": {"kind": "batch"}, "budget.accumulate": 2}, "budget.accumulate", "each micro-batch"),
     ({"model.normalization": {"kind": "batch"}, "budget.batch_size": 1437}, "budget.batch_size", "one row"),
     ({"model.hidden": [8] * 5, "model.activation": "sigmoid"}, "model.activation", "signal/backward"),
+    ({**GROUPED, "selection.folds": 2}, "selection.grouped", "has 3 groups, and the folds cut through them"),
+    ({**GROUPED, "dataset.validation": 0.2}, "dataset.split", "has 3 groups, and random held-out rows cut through them"),
+    ({**GROUPED, "dataset.test": 0.2, "dataset.split": "grouped", "selection.folds": 2}, "selection.grouped", "the folds cut through them"),
 ]
 
 
@@ -243,6 +267,10 @@ SILENT: list[dict[str, Any]] = [
     {"model.hidden": [8, 8], "model.normalization": {"kind": "layer"}, "regularizers": [{"kind": "dropout", "rate": 0.5}]},
     {"model.normalization": {"kind": "batch"}, "regularizers": [{"kind": "l2", "lambda": 1, "on": ["head"]}]},
     {"dataset": {"kind": "wine", "standardize": True}},
+    GROUPED,
+    {**GROUPED, "dataset.validation": 0.2, "dataset.split": "grouped"},
+    {**GROUPED, "dataset.test": 0.2, "dataset.split": "grouped", "selection": {"folds": 2, "grouped": True}},
+    {**GROUPED, "selection": {"folds": 3, "grouped": True, "shuffle": False}, "budget.batch_size": 3},
     {"dataset.validation": 0.2, "regularizers": [{"kind": "early_stopping", "patience": 2}], "budget.epochs": 3},
 ]
 """Specs that are near to those with warnings, and mean what they say."""

@@ -178,7 +178,7 @@ def test_splits_have_every_row_once(rows: int, test: float, validation: float) -
     spec = spec_of({"dataset": {"kind": "blobs", "rows": rows, "test": test, "validation": validation}})
     facts = facts_of(spec.dataset)
     assert facts is not None
-    found = counts(spec.dataset, facts)
+    found = counts(spec.dataset, facts, seed=spec.seed)
     assert found.train + found.val + found.test == rows
     assert min(found.train, found.val, found.test) >= 0
 

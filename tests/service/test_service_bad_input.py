@@ -195,6 +195,11 @@ WRONG_UPLOADS: list[tuple[str, str, Callable[[], bytes], str]] = [
     ("a label with half a character", "npz", lambda: npz(x=np.zeros((2, 1)), y=np.array(["a", "\ud800"])), "target"),
     ("a label over two lines", "csv", lambda: b'a,y\n1,"two\nlines"\n', "target"),
     ("a name over two lines", "csv", lambda: b'a,"y\ny"\n1,2\n', "lines.1"),
+    ("groups for other rows", "npz", lambda: npz(x=np.zeros((3, 1)), y=np.zeros(3), groups=np.zeros(2, int)), "groups"),
+    ("groups with two axes", "npz", lambda: npz(x=np.zeros((2, 1)), y=np.zeros(2), groups=np.zeros((2, 2), int)), "groups"),
+    ("groups that are fractions", "npz", lambda: npz(x=np.zeros((2, 1)), y=np.zeros(2), groups=np.array([0.5, 1])), "groups"),
+    ("a row without a group", "npz", lambda: npz(x=np.zeros((2, 1)), y=np.zeros(2), groups=np.array(["a", " "])), "groups.1"),
+    ("a group with a long label", "npz", lambda: npz(x=np.zeros((2, 1)), y=np.zeros(2), groups=np.array(["a", "b" * 201])), "groups.1"),
     ("a bomb", "npz", bomb, ""),
     ("a header that promises a terabyte", "npz", lambda: lying("(1000000000000, 1)"), "x"),
     ("a header with a negative side", "npz", lambda: lying("(-1, 8)"), "x"),
@@ -264,6 +269,24 @@ def test_a_body_that_is_no_strict_json_is_refused(service: Serving, body: bytes,
 @pytest.mark.parametrize(("kind", "body", "path"), [pytest.param(kind, body, path, id=f"{kind}: {name}") for name, kind, body, path in WRONG_UPLOADS])
 def test_a_wrong_upload_is_refused_at_its_path(service: Serving, kind: str, body: Callable[[], bytes], path: str) -> None:
     assert_problem(service.http.post("/v1/datasets", params={"format": kind}, content=body()), 422, path=path)
+
+
+@pytest.mark.usefixtures("unchanged")
+@pytest.mark.parametrize(
+    ("query", "body", "path", "message"),
+    [
+        ({"groups": "site"}, b"a,sight,y\n1,2,3\n", "groups", "no column 'site'"),
+        ({"groups": "y", "target": "y"}, b"a,b,y\n1,2,3\n", "groups", "is the target"),
+        ({"groups": "a"}, b"a,y\n1,3\n", "groups", "beside the target and the groups"),
+        ({"groups": "b"}, b"a,b,y\n1,p,3\n1,,3\nx,NA,\n", "lines.3.b", "a missing value"),
+        ({"groups": "b"}, b"a,b,y\n1,p,3\n1," + b"p" * 201 + b",3\n", "lines.3.b", "longer than 200"),
+        ({"groups": "b"}, b"a,b,y\nx,p,3\n", "lines.2.a", "not a number"),
+        ({"groups": "groups", "format": "npz"}, npz(x=np.zeros((2, 1)), y=np.zeros(2), groups=np.zeros(2, int)), "groups", "only the columns of a CSV"),
+    ],
+)
+def test_wrong_groups_are_refused_at_their_path(service: Serving, query: dict[str, str], body: bytes, path: str, message: str) -> None:
+    problem = assert_problem(service.http.post("/v1/datasets", params={"format": "csv", **query}, content=body), 422, path=path)
+    assert message in next(error["message"] for error in problem["errors"] if error["path"] == path)
 
 
 @pytest.mark.usefixtures("unchanged")

@@ -129,6 +129,45 @@ def test_a_job_can_train_on_an_upload_and_holds_it(service: Serving) -> None:
     assert "upload" in retried["errors"][0]["hint"]
 
 
+def test_a_column_of_groups_is_no_feature_and_lies_as_numbers(service: Serving) -> None:
+    body = b"ward,a,patient,y\n1,0.5,ann,1\n10,1.5,bob,2\n9,2.5,ann,3\n10,3.5,eve,4\n"
+    words = upload(service, body, groups="patient")
+    assert (words["facts"]["groups"], words["facts"]["features"], words["facts"]["feature_names"]) == (3, 2, ["ward", "a"])
+    assert "group_sizes" not in words["facts"]
+    assert (words["preview"]["groups"], words["preview"]["columns"]) == ("patient", ["ward", "a", "y"])
+    found = canonical(service, words)
+    assert (found["groups"].dtype, found["groups"].tolist()) == (np.int64, [0, 1, 0, 2])
+    assert (found["x"].tolist(), found["y"].tolist()) == ([[1, 0.5], [10, 1.5], [9, 2.5], [10, 3.5]], [1, 2, 3, 4])
+    assert datasets.get(service.database, words["id"]).facts.group_sizes == (2, 1, 1)
+    numbers = upload(service, b"a,y,ward\n0,1,1\n0,2,10\n0,3,9\n", groups="ward")  # the last column names groups: the target is the one before
+    assert canonical(service, numbers)["groups"].tolist() == [0, 2, 1]  # 9 < 10 as numbers
+    assert canonical(service, numbers)["y"].tolist() == [1, 2, 3]
+    plain = upload(service, body.replace(b"ann", b"1").replace(b"bob", b"2").replace(b"eve", b"3"))
+    assert (plain["facts"]["groups"], plain["facts"]["features"], list(canonical(service, plain))) == (None, 3, ["x", "y"])
+
+
+def test_an_npz_may_hold_groups(service: Serving) -> None:
+    x, y = np.arange(4.0)[:, None], np.arange(4.0)
+    for given in (np.array([7, -2, 7, 30], np.int16), np.array([[7], [-2], [7], [30]], np.int8), np.array(["b", "a", "b", "c"]), np.array([b"b", b"a", b"b", b"c"])):
+        dataset = upload(service, npz(x=x, y=y, groups=given), format="npz")
+        assert dataset["facts"]["groups"] == 3
+        assert canonical(service, dataset)["groups"].tolist() == [1, 0, 1, 2]
+
+
+def test_a_job_on_an_upload_can_ask_for_whole_groups(service: Serving) -> None:
+    rows = "\n".join(f"{i},{'abcde'[i % 5]},{i % 3}" for i in range(30))
+    grouped = {"kind": "upload", "id": upload(service, f"x,site,y\n{rows}\n".encode(), groups="site")["id"]}
+    plain = {"kind": "upload", "id": upload(service, f"x,z,y\n{rows}\n".translate(str.maketrans("abcde", "12345")).encode())["id"]}
+    body = {**LINEAR, "dataset": {**grouped, "test": 0.2, "split": "grouped"}, "selection": {"folds": 4, "grouped": True}}
+    answer = service.http.post("/v1/plan", json=body)
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["rows"] == {"train": 24, "val": 0, "test": 6}
+    assert_problem(service.http.post("/v1/plan", json={**body, "selection": {"folds": 5, "grouped": True}}), 422, path="selection.folds")
+    assert_problem(service.http.post("/v1/plan", json={**body, "dataset": plain}), 422, path="selection.grouped")
+    careless = service.http.post("/v1/plan", json={**body, "selection": {"folds": 4}}).json()
+    assert [warning["path"] for warning in careless["warnings"]] == ["selection.grouped"]
+
+
 def test_datasets_are_listed_in_pages(service: Serving) -> None:
     made = [upload(service, b"a,y\n1,2\n", name="paged")["id"] for _ in range(3)]
     first = service.http.get("/v1/datasets?limit=2").json()

@@ -982,7 +982,7 @@ def test_splits_are_disjoint_and_complete(kind, how):
     dataset = read(Dataset, {"kind": kind, "test": 0.2, "validation": 0.25, "split": how})
     rows = loaded({"kind": kind})
     split = rows_of.split(dataset, rows, seed=1)
-    want = counts(dataset, rows.facts)
+    want = counts(dataset, rows.facts, seed=1)
     assert (len(split.train), len(split.val), len(split.test)) == (want.train, want.val, want.test)
     assert np.array_equal(np.sort(np.concatenate([split.train, split.val, split.test])), np.arange(len(rows.y)))
     if how == "stratified":

@@ -29,12 +29,15 @@ from regtrain.contract.datasets import (
     Wine,
     counts,
     facts_of,
+    inline_groups,
+    parts_of,
     target_facts,
 )
 from regtrain.contract.datasets import Facts as Facts
 from regtrain.contract.errors import DataError
+from regtrain.contract.groups import group_folds, sizes_of
+from regtrain.contract.seeds import seed_at
 from regtrain.contract.selection import Selection
-from worker.training.draws import seed_at
 
 Array = NDArray[np.float64]
 
@@ -46,6 +49,8 @@ class Rows:
     x: Array
     y: Array
     facts: Facts
+    groups: NDArray[np.int64] | None = None
+    """(n,) numbers of the groups that the rows belong to."""
 
 
 @dataclass(frozen=True)
@@ -88,12 +93,15 @@ def load(dataset: Dataset, *, data: Path, upload: Path | None, classify: bool) -
             assert_never(dataset)
     facts = facts_of(dataset)
     assert facts is not None
-    return Rows(rows, np.unique(target, return_inverse=True)[1].astype(float) if classify else target, facts)
+    groups = inline_groups(dataset)[0] if isinstance(dataset, Inline) else None
+    return Rows(rows, np.unique(target, return_inverse=True)[1].astype(float) if classify else target, facts, groups)
 
 
 def split(dataset: Dataset, rows: Rows, *, seed: int) -> Split:
     """Which rows are held out: from the job's seed alone."""
-    want, n = counts(dataset, rows.facts), len(rows.y)
+    want, n = counts(dataset, rows.facts, seed=seed), len(rows.y)
+    if rows.groups is not None and (parts := parts_of(dataset, rows.facts, seed=seed)) is not None:
+        return _split(n, np.flatnonzero(np.isin(rows.groups, parts.val)), np.flatnonzero(np.isin(rows.groups, parts.test)))
     if isinstance(dataset, Mnist):
         last = n - want.test
         held = np.random.default_rng(seed_at(seed, "split")).permutation(last)[: want.val]
@@ -106,9 +114,13 @@ def split(dataset: Dataset, rows: Rows, *, seed: int) -> Split:
     return _split(n, order[want.test : want.test + want.val], order[: want.test])
 
 
-def folds(train: NDArray[np.int64], y: Array, selection: Selection, *, seed: int) -> list[NDArray[np.int64]]:
-    """The rows left out by each fold of each repetition, in rising order; sizes differ by one at most (scikit-learn's KFold)."""
+def folds(train: NDArray[np.int64], y: Array, selection: Selection, *, groups: NDArray[np.int64] | None = None, seed: int) -> list[NDArray[np.int64]]:
+    """The rows left out by each fold of each repetition, in rising order; sizes differ by one at most (scikit-learn's KFold), but for whole groups (GroupKFold)."""
     assert selection.folds is not None
+    if selection.grouped:
+        assert groups is not None
+        of_row = np.unique(groups[train], return_inverse=True)[1]  # numbered anew: groups that are held out are none of these
+        return [train[np.isin(of_row, held)] for held in group_folds(sizes_of(of_row), selection, seed=seed)]
     found: list[NDArray[np.int64]] = []
     for repeat in range(selection.repeats):
         order = np.random.default_rng(seed_at(seed, "folds", repeat)).permutation(train) if selection.shuffle else train
@@ -246,8 +258,9 @@ def _uploaded(dataset: Upload, file: Path | None, classify: bool) -> Rows:
 
     with safe_open(file, framework="numpy") as stored:
         x, y = (stored.get_tensor(name).astype(float) for name in ("x", "y"))
+        groups = stored.get_tensor("groups") if "groups" in stored.keys() else None  # noqa: SIM118 - the file is no dict
         about: dict[str, Any] = json.loads((stored.metadata() or {}).get("about", "{}"))
     known = target_facts(tuple(np.unique(y).tolist())) if classify else {"target": "real"}
     words = {name: tuple(value) for name, value in about.items() if value and (classify or name != "class_names")}
-    facts = Facts.model_validate({"rows": len(y), "features": x.shape[1], **known, **words})
-    return Rows(x, np.unique(y, return_inverse=True)[1].astype(float) if classify else y, facts)
+    facts = Facts.model_validate({"rows": len(y), "features": x.shape[1], "group_sizes": None if groups is None else sizes_of(groups), **known, **words})
+    return Rows(x, np.unique(y, return_inverse=True)[1].astype(float) if classify else y, facts, groups)

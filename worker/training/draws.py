@@ -3,15 +3,10 @@
 Initial weights and row order are drawn on the CPU everywhere; masks on the device of the pack, in float32 in every dtype.
 """
 
-from hashlib import blake2b
-
 import torch
 from torch import Tensor
 
-
-def seed_at(*place: int | str) -> int:
-    """A 64-bit seed for one place."""
-    return int.from_bytes(blake2b(repr(place).encode(), digest_size=8).digest(), "little")
+from regtrain.contract.seeds import seed_at
 
 
 def generator(*place: int | str, device: torch.device | None = None) -> torch.Generator:

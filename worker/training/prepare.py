@@ -77,7 +77,7 @@ def for_run(job: Job, run: Run) -> Job:
         split = replace(job.split, train=np.sort(np.concatenate([job.split.train, job.split.val])), val=job.split.val[:0])
     else:
         assert run.fold is not None
-        val = datasets.folds(job.split.train, job.rows.y, job.spec.selection, seed=job.spec.seed)[run.fold]
+        val = datasets.folds(job.split.train, job.rows.y, job.spec.selection, groups=job.rows.groups, seed=job.spec.seed)[run.fold]
         split = replace(job.split, train=np.setdiff1d(job.split.train, val), val=val)
     found = replace(job, **_fitted(run.spec, job.rows, split, job.device))
     job.seconds["data"] += time.perf_counter() - begin

@@ -48,9 +48,9 @@ Kind = Annotated[Literal["csv", "npz"] | None, Query(alias="format", description
 Target = Annotated[str | None, Query(max_length=200, description="CSV: the name of the target column; default: the last one that is not `groups`.", examples=["price"])]
 Groups = Annotated[
     str | None,
-    Query(max_length=200, description="CSV: the name of the column whose labels say which rows belong together; it is no feature. NPZ: an array `groups`.", examples=["patient"]),
+    Query(max_length=200, description="CSV: the name of the column whose labels say which rows belong together; it is no feature. NPZ: an array `groups`.", examples=["street"]),
 ]
-EXAMPLE_CSV = "rooms,area,price\n3,70,210\n4,95,310\n2,41,120\n5,120,400\n"
+EXAMPLE_CSV = "street,rooms,area,price\n1,3,70,210\n1,4,95,310\n2,2,41,120\n3,5,120,400\n"
 
 
 class DatasetAnswer(BaseModel):
@@ -70,8 +70,8 @@ class DatasetList(BaseModel):
 
 
 EXAMPLE: dict[str, Any] = {
-    "id": "ds_01JD3QZ7M8XK5T2V9R4C6B1N0P", "name": "prices.csv", "sha256": "9f86d081…", "bytes": 400, "facts": {"rows": 4, "features": 2, "target": "either"},
-    "preview": {"target": "price", "columns": ["rooms", "area", "price"], "rows": [[3.0, 70.0, 210.0]], "min": [2.0, 41.0, 120.0], "max": [5.0, 120.0, 400.0]},
+    "id": "ds_01JD3QZ7M8XK5T2V9R4C6B1N0P", "name": "prices.csv", "sha256": "9f86d081…", "bytes": 400, "facts": {"rows": 4, "features": 2, "target": "either", "groups": 3},
+    "preview": {"target": "price", "groups": "street", "columns": ["rooms", "area", "price"], "rows": [[3.0, 70.0, 210.0]], "min": [2.0, 41.0, 120.0], "max": [5.0, 120.0, 400.0]},
     "created_at": "2026-11-20T22:00:00Z", "links": {"self": "/v1/datasets/ds_01JD3QZ7M8XK5T2V9R4C6B1N0P"},
 }  # fmt: skip
 
@@ -86,7 +86,7 @@ EXAMPLE: dict[str, Any] = {
             "required": True,
             "content": {
                 "text/csv": {"schema": {"type": "string", "description": "A header line, then one row a line; UTF-8; comma, semicolon or tab."}, "example": EXAMPLE_CSV},
-                "application/x-npz": {"schema": {"type": "string", "format": "binary", "description": "numpy.savez(file, x=…, y=…)"}},
+                "application/x-npz": {"schema": {"type": "string", "format": "binary", "description": "numpy.savez(file, x=…, y=…), and groups=… if rows belong together"}},
             },
         }
     },

@@ -7,7 +7,7 @@ from regtrain.contract.datasets import Facts, Mnist, counts, feature_names
 from regtrain.contract.errors import Problem, SpecRefused, Warned
 from regtrain.contract.job import JobSpec, batch_size, steps, steps_per_epoch
 from regtrain.contract.losses import Binary, CrossEntropy, HalfSquaredError, SquaredError
-from regtrain.contract.models import BatchNorm, Layer, LayerNorm, LinearModel, Mlp, Rnn, hidden_layers, layers, parameters
+from regtrain.contract.models import BatchNorm, Layer, LayerNorm, LinearModel, Lsuv, Mlp, Rnn, hidden_layers, layers, parameters
 from regtrain.contract.optimizers import Adam, Lbfgs, Proximal, Sgd, Step
 from regtrain.contract.ranges import values_of
 from regtrain.contract.regularizers import (
@@ -75,6 +75,10 @@ def _refusals(spec: JobSpec, facts: Facts) -> Iterator[Problem]:
             yield Problem("model.sequence", str(error), "adding, temporal_order and copying say it themselves; digits row by row are [8, 8]")
         else:
             yield Problem("model.image", str(error), "digits are [1, 8, 8], mnist is [1, 28, 28]")
+    if isinstance(spec.model, Rnn) and isinstance(spec.model.init, Lsuv):
+        yield Problem(
+            "model.init.kind", "lsuv gives every layer's outputs unit variance, and a recurrent layer's depend on its own at every step", 'use "orthogonal" or "identity"'
+        )
     yield from _regularizers(spec, shape)
     yield from _groups(spec, facts)
     yield from _together(spec, shape)

@@ -87,6 +87,27 @@ class Orthogonal(_Init):
     kind: Literal["orthogonal"]
 
 
+class Identity(_Init):
+    """Square matrices are the identity, the others normal with mean 0 and deviation `std`, biases 0: with `relu` cells the IRNN of Le et al. (2015).
+
+    In an `rnn` every gate's recurrent matrix is square; so is any layer as wide as what it reads. Filters are not.
+    """
+
+    kind: Literal["identity"]
+    std: Annotated[float, Field(ge=0)] = 0.001
+    """Standard deviation of what is not square."""
+
+
+class Lsuv(_Init):
+    """Layer-sequential unit variance: orthogonal matrices, biases 0, then, from the first layer to the head, W ← scale·W/√Var(Wh), with the variance over all rows
+    and units of the run's first batch of training rows, so that every linear output starts with deviation `scale` (Mishkin & Matas 2016).
+
+    One division is exact, since biases are 0; a layer whose outputs are all equal keeps its orthogonal weights. What came out is `signal/forward` at step 0.
+    """
+
+    kind: Literal["lsuv"]
+
+
 class Zeros(_Init):
     """All weights and biases 0: for linear models."""
 
@@ -94,7 +115,7 @@ class Zeros(_Init):
 
 
 Init = Annotated[
-    TorchInit | Uniform | Normal | XavierUniform | XavierNormal | HeUniform | HeNormal | LecunUniform | LecunNormal | Orthogonal | Zeros,
+    TorchInit | Uniform | Normal | XavierUniform | XavierNormal | HeUniform | HeNormal | LecunUniform | LecunNormal | Orthogonal | Identity | Lsuv | Zeros,
     Field(discriminator="kind"),
 ]
 

@@ -23,6 +23,7 @@ from regtrain.contract.losses import Loss
 from regtrain.contract.models import Activation
 from regtrain.contract.regularizers import FeatureGroup, Regularizer
 from worker.training import datasets as rows_of
+from worker.training.draws import row_order
 from worker.training.losses import loss as loss_of
 from worker.training.losses import target
 from worker.training.models import Slot
@@ -701,6 +702,8 @@ INITS: dict[str, tuple[dict[str, Any], Callable[[int, int], float], str]] = {
     "lecun_uniform": ({}, lambda i, o: 1 / i, "uniform"),
     "lecun_normal": ({}, lambda i, o: 1 / i, "normal"),
     "orthogonal": ({}, lambda i, o: 1 / max(i, o), "orthogonal"),
+    "identity": ({"std": 0.02}, lambda i, o: 0.0004, "normal"),  # of what is not square
+    "lsuv": ({}, lambda i, o: 0.0, "data"),  # proved below
     "zeros": ({}, lambda i, o: 0.0, "zeros"),
 }
 """Fields, variance from fan_in and fan_out, family."""
@@ -711,7 +714,7 @@ def drawn(model: dict[str, Any], *, features: int = 72, **rest: Any) -> dict[str
     return run(spec(inline(x, y), model, "cross_entropy", sgd(FROZEN), diagnostics="off", **rest)).weights
 
 
-@pytest.mark.parametrize("kind", INITS)
+@pytest.mark.parametrize("kind", [kind for kind, row in INITS.items() if row[2] != "data"])
 @pytest.mark.parametrize("convolution", [False, True])
 def test_initial_weights_have_their_variance_and_bounds(kind, convolution):
     fields, variance, family = INITS[kind]
@@ -752,6 +755,62 @@ def test_orthogonal_rows_or_columns(shape):
     w = drawn({"kind": "mlp", "hidden": [out], "init": {"kind": "orthogonal"}}, features=features)["layers.0.weight"][0]
     gram = w @ w.T if out <= features else w.T @ w
     assert (gram - torch.eye(min(shape), dtype=DOUBLE)).abs().max() < 1e-13
+
+
+def test_identity_is_the_identity_where_a_matrix_is_square():
+    weights = drawn({"kind": "mlp", "hidden": [6, 5, 5, 6], "init": {"kind": "identity", "scale": 2.0}}, features=6)
+    for name, width in (("layers.0", 6), ("layers.2", 5)):
+        assert (weights[f"{name}.weight"][0] - 2 * torch.eye(width, dtype=DOUBLE)).abs().max() < 1e-290
+    assert 0 < weights["layers.1.weight"].abs().max() < 0.01
+
+
+UNIT_VARIANCE = {
+    "mlp": {"kind": "mlp", "hidden": [30, 30, 20], "activation": "relu"},
+    "residual": {"kind": "mlp", "hidden": [30, 30, 30], "activation": "tanh", "residual": True},
+    "batch norm": {"kind": "mlp", "hidden": [30, 20], "normalization": {"kind": "batch"}},
+    "cnn": {"kind": "cnn", "channels": [5, 4], "hidden": [9], "image": [2, 6, 6]},
+    "linear": {"kind": "linear"},
+}
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.5])
+@pytest.mark.parametrize("model", UNIT_VARIANCE)
+def test_lsuv_gives_every_linear_output_unit_variance_on_the_first_batch(model, scale):
+    """Against torch's own modules, in packs of two seeds with batches of their own; the direction of each weight tensor is that of `orthogonal`."""
+    x, y = rows_of_classes(40, 72, 3)
+    job = spec(inline(3 * x + 1, y), {**UNIT_VARIANCE[model], "init": {"kind": "lsuv", "scale": scale}}, "cross_entropy", sgd(FROZEN), batch_size=16, selection={"seeds": 2})
+    found, orthogonal = run(job), run({**job, "model": {**job["model"], "init": {"kind": "orthogonal"}}})
+    for r in range(2):
+        net, named = plain(job["model"], found.weights, r)
+        deviations: list[float] = []
+
+        def keep(_module: nn.Module, _inputs: Any, output: Tensor, deviations: list[float] = deviations) -> None:
+            deviations.append(output.var(correction=0).sqrt().item())
+
+        for part in net.modules():
+            if isinstance(part, nn.Linear | nn.Conv2d):
+                part.register_forward_hook(keep)
+        first = (3 * x + 1)[row_order(job=0, run=r, epoch=0, rows=40)[:16]]
+        net(first.view(-1, 2, 6, 6) if model == "cnn" else first)
+        assert deviations == pytest.approx([scale] * len(deviations), rel=1e-12)
+        for name in named:
+            if name.endswith("weight") and ".norm" not in name:
+                assert F.cosine_similarity(found.weights[name][r].flatten(), orthogonal.weights[name][r].flatten(), dim=0) == pytest.approx(1, abs=1e-14)
+
+
+def test_lsuv_is_the_same_alone_and_in_a_pack():
+    x, y = rows_of_classes(40, 6, 3)
+    model = {"kind": "mlp", "hidden": [9, 8], "init": {"kind": "lsuv", "scale": {"values": [1.0, 2.0]}}}
+    job = spec(inline(x, y), model, "cross_entropy", sgd(0.1), batch_size=16, epochs=3, selection={"seeds": 2, "folds": 2})
+    company, alone = run(job), run(job, packs=[[r] for r in range(8)])
+    assert all(distance(company.flat(r), alone.flat(r)) < 1e-12 for r in range(8))
+    assert len({tuple(company.curve("signal/forward", r)[0]) for r in range(8)}) == 8
+
+
+def test_lsuv_leaves_a_layer_alone_whose_outputs_do_not_vary():
+    found = run(spec(inline(np.zeros((4, 3)), [0, 1, 0, 1]), {"kind": "mlp", "hidden": [3], "init": {"kind": "lsuv"}}, "cross_entropy", sgd(FROZEN)))
+    gram = found.weights["layers.0.weight"][0] @ found.weights["layers.0.weight"][0].T
+    assert (gram - torch.eye(3, dtype=DOUBLE)).abs().max() < 1e-13
 
 
 def test_layers_and_seeds_draw_different_weights_and_the_width_of_one_layer_does_not_change_another():

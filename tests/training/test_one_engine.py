@@ -340,6 +340,7 @@ STATEFUL = {
     "early stopping": {"regularizers": [{"kind": "early_stopping", "patience": 1}]},
     "batch norm": {"model": BATCH_NORM},
     "rnn": {"model": RNNS["lstm"]},
+    "lsuv": {"model": {**MLP, "init": {"kind": "lsuv"}}},
     "accumulate": {"model": BATCH_NORM, "budget": {"epochs": 4, "batch_size": 20, "accumulate": 3}},
     "skip step": {"on_nonfinite": "skip_step", "dtype": "float32"},
     "all": {

@@ -246,6 +246,18 @@ def test_initial_weights_of_recurrent_layers_are_drawn_gate_by_gate(cell):
     assert xavier["layers.0.input.weight"].square().mean() == pytest.approx(2 / 42, rel=4 * math.sqrt(2 / (80 * gates)))
 
 
+def test_recurrent_relu_with_identity_keeps_its_state():
+    """IRNN (Le et al. 2015): without input the state stays as it is, so δ_t is the same at every step."""
+    x, y = sequences()
+    found = at_start(spec(inline(x.abs(), y), rnn("relu", hidden=[6], init={"kind": "identity", "std": 0.1}), "cross_entropy", sgd(0.1)))
+    assert (found.weights["layers.0.recurrent.weight"][0] - torch.eye(6, dtype=torch.float64)).abs().max() < 1e-290
+    assert (found.weights["layers.0.input.weight"] != 0).all()
+    gates = at_start(spec(inline(x, y), rnn("gru", hidden=[6], init={"kind": "identity", "scale": 0.5}), "cross_entropy", sgd(0.1))).weights["layers.0.recurrent.weight"][0]
+    assert all((gate - 0.5 * torch.eye(6, dtype=torch.float64)).abs().max() < 1e-290 for gate in gates.chunk(3))
+    still = at_start(spec(inline(x, y), rnn("identity", hidden=[6], bias=False, init={"kind": "identity"}), "cross_entropy", sgd(0.1))).curve("signal/time")[0]
+    assert still == pytest.approx(np.full(STEPS, still[0]), rel=1e-13)
+
+
 # ---------------------------------------------------------------- what is refused
 
 REFUSED = {
@@ -253,6 +265,7 @@ REFUSED = {
     "another length": (rnn(sequence=[5, 2]), (), "model.sequence", "10 numbers"),
     "dropout on an input half": (rnn(), ({"kind": "dropout", "rate": 0.5, "on": ["layers.0.input"]},), "regularizers.0.on.0", "layers.0.input"),
     "dropout on the head": (rnn(), ({"kind": "dropout", "rate": 0.5, "on": ["head"]},), "regularizers.0.on.0", "head"),
+    "lsuv": (rnn(init={"kind": "lsuv"}), (), "model.init.kind", "unit variance"),
     "a layer that has two halves": (rnn(), ({"kind": "l2", "lambda": 0.1, "on": ["layers.0"]},), "regularizers.0.on.0", "layers.0"),
 }
 

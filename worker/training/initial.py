@@ -9,10 +9,12 @@ from torch import Tensor
 from regtrain.contract.models import (
     HeNormal,
     HeUniform,
+    Identity,
     Init,
     Layer,
     LecunNormal,
     LecunUniform,
+    Lsuv,
     Normal,
     Orthogonal,
     TorchInit,
@@ -22,7 +24,7 @@ from regtrain.contract.models import (
     Zeros,
 )
 from worker.training.draws import generator
-from worker.training.models import layout_of
+from worker.training.models import Net, by_run, forward, layout_of
 
 
 def initial(init: Init, shape: list[Layer], *, job: int, run: int, scale: float) -> Tensor:
@@ -30,6 +32,19 @@ def initial(init: Init, shape: list[Layer], *, job: int, run: int, scale: float)
     layout, owner = layout_of(shape), {tensor: layer for layer in shape for tensor in layer.tensors}
     drawn = [_drawn(init, slot.name, slot.shape, owner[slot.name], generator(job, run, "init", slot.name), scale) for slot in layout.slots]
     return torch.cat([tensor.flatten() for tensor in drawn])
+
+
+def unit_variance(net: Net, x: Tensor, scale: Tensor) -> None:
+    """Layer after layer: divides its weights by the deviation of its linear outputs on these rows, times `scale`, in place.
+
+    x: (B, features) or (R, B, features); scale: (R, 1)
+    """
+    for place, layer in enumerate(net.shape):
+        outputs = by_run(forward(net, x).layers[place].signal, net.runs).flatten(1).double()
+        deviation = outputs.var(1, correction=0).sqrt()
+        factor = torch.where((deviation > 0) & torch.isfinite(deviation), scale.squeeze(1) / deviation, 1.0)
+        weight = net.tensors[f"{layer.name}.weight"]
+        weight.mul_(factor.to(weight.dtype).view(-1, *[1] * (weight.dim() - 1)))
 
 
 def _drawn(init: Init, name: str, shape: tuple[int, ...], layer: Layer, draw: torch.Generator, scale: float) -> Tensor:
@@ -67,7 +82,9 @@ def _weight(init: Init, shape: tuple[int, ...], reach: float, draw: torch.Genera
             return _uniform(shape, math.sqrt(3 / fan_in), draw)
         case LecunNormal():
             return _normal(shape, math.sqrt(1 / fan_in), draw)
-        case Orthogonal():
+        case Identity(std=std):
+            return torch.eye(shape[0], dtype=torch.float64) if len(shape) == 2 and shape[0] == shape[1] else _normal(shape, std, draw)
+        case Orthogonal() | Lsuv():
             return _orthogonal(shape[0], fan_in, draw).reshape(shape)
         case Zeros():
             return torch.zeros(shape, dtype=torch.float64)

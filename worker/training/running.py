@@ -11,11 +11,14 @@ from torch import Tensor
 
 from regtrain.contract.datasets import feature_names
 from regtrain.contract.events import Checkpointed, Points
+from regtrain.contract.models import Lsuv
+from regtrain.contract.ranges import concrete
 from regtrain.contract.runs import Run
 from worker.training.checkpoints import save
 from worker.training.device import environment
 from worker.training.evaluate import evaluate
 from worker.training.feed import Feed
+from worker.training.initial import unit_variance
 from worker.training.pack import Pack
 from worker.training.points import Recorder
 from worker.training.prepare import Job
@@ -146,4 +149,7 @@ class Running:
 def pack_of(job: Job, runs: list[Run]) -> Pack:
     """These runs of the job as one pack, at their initial weights."""
     names = feature_names(job.rows.facts)
-    return Pack(runs, job.shape, features=len(names), device=job.device, names=names, curvature=job.curvature)
+    pack = Pack(runs, job.shape, features=len(names), device=job.device, names=names, curvature=job.curvature)
+    if isinstance(pack.spec.model.init, Lsuv):
+        unit_variance(pack.net, Feed(job, pack).batch(0)[0], pack.stack(lambda s: concrete(s.model.init.scale)))
+    return pack

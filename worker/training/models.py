@@ -11,6 +11,7 @@ from typing import assert_never
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from regtrain.contract.models import BatchNorm, Cnn, Layer, LayerNorm, Model, Recurrence
 from worker.training import layers as F
@@ -213,11 +214,17 @@ def _behind(net: Net, layer: Layer, z: Tensor, mask: Tensor | None, running: Map
             return a, lambda delta, add: phi.backward(delta, z, a)
         return a * mask, lambda delta, add: phi.backward(delta * mask, z, a)
     norms = [name for name in (f"{layer.name}.norm.weight", f"{layer.name}.norm.bias") if name in net.tensors]
+
+    def through(z: Tensor, *of_norm: Tensor) -> Tensor:
+        v = z if layer.normalization is None else _normalise(layer, layer.normalization, z, of_norm[0], of_norm[1], net.runs, running, moments)
+        out = F.pool(phi.forward(v), layer.pool)
+        return out if mask is None else out * mask
+
+    if forward_ad.unpack_dual(z).tangent is not None:  # a leaf would lose the tangent, and who asks for tangents goes forward only
+        return through(z, *(net.tensors[name] for name in norms)), lambda delta, add: delta
     leaves = [z.detach().requires_grad_(), *(net.tensors[name].detach().requires_grad_() for name in norms)]
     with torch.enable_grad():
-        v = leaves[0] if layer.normalization is None else _normalise(layer, layer.normalization, leaves[0], leaves[1], leaves[2], net.runs, running, moments)
-        out = F.pool(phi.forward(v), layer.pool)
-        out = out if mask is None else out * mask
+        out = through(*leaves)
 
     def back(delta: Tensor, add: bool) -> Tensor:
         of_z, *of_norms = torch.autograd.grad(out, leaves, delta)

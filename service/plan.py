@@ -27,6 +27,33 @@ class LayerAnswer(BaseModel):
     """Shape of what it gives on, for one row."""
 
 
+class LayerSignalAnswer(BaseModel):
+    name: str
+    forward: float | None = Field(description="rms of the linear output: signal/forward.")
+    backward: float | None = Field(description="rms of the signal gradient over that of the head: of signal/backward.")
+    chi: float | None = Field(description="E‖δ‖² of this layer over that of the next one; null for the head.")
+    dead: float | None = Field(description="Share of relu units that are 0 for all training rows.")
+
+
+class ChangeAnswer(BaseModel):
+    set: dict[str, Any] = Field(description="Path → whole value.")
+    gradient_ratio: float = Field(description="What it is predicted to be with this change.")
+
+
+class SignalAnswer(BaseModel):
+    """What mean-field theory predicts for the first run before its first update; null where it does not know."""
+
+    input_rms: float | None = Field(description="Of the numbers that enter the net.")
+    layers: list[LayerSignalAnswer]
+    gradient_ratio: float | None = Field(description="‖δ‖ of the first hidden layer over that of the last one, by the recursion at this depth.")
+    chi: float | None = Field(description="Behind many hidden layers like the last one.")
+    depth_scale: float | None = Field(description="Layers in which ‖δ‖² changes by e: 1/|ln χ|; null without a limit.")
+    trainable_depth: float | None = Field(description="Six depth scales; null without a limit.")
+    initial_loss: float | None
+    dead: float | None = Field(description="Share of all relu units.")
+    remedies: list[ChangeAnswer] = Field(description="Changes whose predicted ratio is nearer to 1, the best first.")
+
+
 class PlanAnswer(BaseModel):
     spec: dict[str, Any] = Field(description="With every default filled in.")
     origin: dict[str, str] = Field(description="Path → given, default or searched.")
@@ -42,13 +69,18 @@ class PlanAnswer(BaseModel):
     run_bytes: int = Field(description="Memory of one run while it trains, from the shapes.")
     pack_bytes: dict[str, int] = Field(description="Device kind → memory of its largest pack.")
     rows_bytes: int
+    signal: SignalAnswer
     expected_seconds: dict[str, float | None] = Field(description="Device kind → wall time of the whole job; null until a worker has finished one of this shape and these packs.")
 
 
 EXAMPLE = {
     "spec": {"name": ""}, "origin": {"optimizer.lr": "given", "clip": "default"}, "digest": "9f2c", "warnings": [], "runs": 3, "packs": {"cpu": [3], "cuda": [3]},
     "rows": {"train": 5, "val": 0, "test": 0}, "layers": [{"name": "head", "output": [1]}], "parameters": 2, "steps": 100, "steps_per_epoch": 1, "run_bytes": 108,
-    "pack_bytes": {"cpu": 324, "cuda": 324}, "rows_bytes": 40, "expected_seconds": {"cpu": 0.07, "cuda": None},
+    "pack_bytes": {"cpu": 324, "cuda": 324}, "rows_bytes": 40,
+    "signal": {
+        "input_rms": 3.32, "layers": [{"name": "head", "forward": 0, "backward": 1, "chi": None, "dead": None}], "gradient_ratio": None, "chi": None, "depth_scale": None,
+        "trainable_depth": None, "initial_loss": 39.6, "dead": None, "remedies": [],
+    }, "expected_seconds": {"cpu": 0.07, "cuda": None},
 }  # fmt: skip
 
 

@@ -273,6 +273,7 @@ def test_a_plan_says_what_a_job_would_come_to_and_how_long_it_takes(running: Up,
     planned = regtrain("plan", SMALL, "--url", running.url)
     assert planned.returncode == 0, planned.stderr
     assert f"{STEPS} a run" in planned.stdout
+    assert "before the first update" in planned.stdout
     assert "s on cpu" in planned.stdout  # `finished` has been measured
     found = json.loads(regtrain("plan", "-", "--json", "--url", running.url, stdin=SMALL.read_text(encoding="utf-8")).stdout)
     assert found == client.plan(SMALL.read_bytes())

@@ -1,5 +1,6 @@
 """Jobs in a terminal."""
 
+import json
 from collections.abc import Iterable
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 COLOURS = {"succeeded": "green", "failed": "red", "cancelled": "yellow", "running": "cyan"}
 MOST_WARNINGS = 10
+MOST_REMEDIES = 3
 
 
 def watch(console: Console, seen: "Iterable[Job]") -> "Job":
@@ -72,12 +74,26 @@ def plan(console: Console, found: dict[str, Any]) -> None:
         "packs": ", ".join(packs),
         "rows": f"{found['rows']['train']} to train on, {found['rows']['val']} validation, {found['rows']['test']} test",
         "steps": f"{found['steps']} a run, {found['steps_per_epoch']} an epoch",
+        **_signal(found["signal"]),
         "time": ", ".join(f"about {value:.3g} s on {device}" for device, value in known.items()) or "not known until a worker has trained the like",
     }
     for name, value in rows.items():
         console.print(f"{name:>9}  {escape(value)}", soft_wrap=True)
     for warning in found["warnings"][:MOST_WARNINGS]:
         console.print(f"  [yellow]warning[/]  {escape(warning['path'])}: {escape(warning['message'])}", soft_wrap=True)
+
+
+def _signal(found: dict[str, Any]) -> dict[str, str]:
+    """What theory predicts, in a few words."""
+    ratio, chi, depth, loss, dead = (found[name] for name in ("gradient_ratio", "chi", "trainable_depth", "initial_loss", "dead"))
+    reach = f"χ tends to {chi:.4g}" + (f", trainable depth {depth:.3g}" if depth is not None else "") if chi is not None else ""
+    words = [f"first/last hidden layer {ratio:.3g}" if ratio is not None else "", reach, f"{dead:.1%} dead units" if dead is not None else ""]
+    nearer = [" and ".join(f"{path} = {json.dumps(value)}" for path, value in change["set"].items()) + f" ({change['gradient_ratio']:.3g})" for change in found["remedies"]]
+    return {
+        **({"loss": f"about {loss:.4g} before the first update"} if loss is not None else {}),
+        **({"gradient": ", ".join(filter(None, words)) + ", by theory"} if any(words) else {}),
+        **({"nearer 1": ", ".join(nearer[:MOST_REMEDIES])} if nearer else {}),
+    }
 
 
 def jobs(console: Console, found: "list[Job]") -> None:

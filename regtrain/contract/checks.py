@@ -7,7 +7,7 @@ from regtrain.contract.datasets import Facts, Mnist, counts, feature_names
 from regtrain.contract.errors import Problem, SpecRefused, Warned
 from regtrain.contract.job import JobSpec, batch_size, steps, steps_per_epoch
 from regtrain.contract.losses import Binary, CrossEntropy, HalfSquaredError, SquaredError
-from regtrain.contract.models import BatchNorm, Layer, LayerNorm, LinearModel, Lsuv, Mlp, Rnn, hidden_layers, layers, parameters
+from regtrain.contract.models import BatchNorm, Layer, LayerNorm, LinearModel, Lsuv, Rnn, hidden_layers, layers, parameters
 from regtrain.contract.optimizers import Adam, Lbfgs, Proximal, Sgd, Step
 from regtrain.contract.ranges import values_of
 from regtrain.contract.regularizers import (
@@ -29,6 +29,7 @@ from regtrain.contract.regularizers import (
 )
 from regtrain.contract.runs import count, expand, ranges
 from regtrain.contract.selection import strength
+from regtrain.contract.theory import warning
 
 MOST_PARAMETERS = 2_000_000_000
 MOST_STEPS = 1_000_000_000
@@ -324,8 +325,8 @@ def _warnings(spec: JobSpec, facts: Facts) -> Iterator[Warned]:
         yield Warned("budget.batch_size", "the last batch of each epoch has one row, whose batch normalization is constant")
     if isinstance(normalization, BatchNorm) and spec.budget.accumulate > 1:
         yield Warned("budget.accumulate", "with batch normalization the statistics are those of each micro-batch, so accumulation is not the same as one large batch")
-    if isinstance(spec.model, Mlp) and len(spec.model.hidden) >= 5 and spec.model.activation == "sigmoid" and normalization is None and not spec.model.residual:
-        yield Warned("model.activation", f"{len(spec.model.hidden)} sigmoid layers without normalization shrink the gradient at every layer: watch signal/backward")
+    if (said := warning(spec, facts, shape)) is not None:
+        yield Warned("model.activation" if normalization is None else "model.normalization", said)
 
 
 def _in_front_of_batch_norm(dropout: Dropout, shape: list[Layer]) -> bool:

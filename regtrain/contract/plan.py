@@ -9,6 +9,7 @@ from regtrain.contract.datasets import Counts, Facts, counts
 from regtrain.contract.job import JobSpec, batch_size, resolved, steps, steps_per_epoch
 from regtrain.contract.models import parameters
 from regtrain.contract.runs import PACK_BYTES, bytes_of_run, expand, packs, vectors_of
+from regtrain.contract.theory import Signal, signal
 
 DEVICES = tuple(PACK_BYTES)
 ITEM_BYTES = {"float32": 4, "float64": 8}
@@ -41,6 +42,8 @@ class Plan:
     """Device kind → memory of its largest pack."""
     rows_bytes: int
     """Memory of all rows on the device."""
+    signal: Signal
+    """What mean-field theory predicts for the first run before its first update."""
 
 
 def plan(spec: JobSpec, facts: Facts) -> Plan:
@@ -60,6 +63,7 @@ def plan(spec: JobSpec, facts: Facts) -> Plan:
         run_bytes=each,
         pack_bytes={device: each * max(members) for device, members in of_packs.items()},
         rows_bytes=item * facts.rows * (facts.features + facts.outputs),
+        signal=signal(runs[0].spec, facts, shape),
     )
 
 

@@ -248,7 +248,7 @@ WARNINGS: list[tuple[dict[str, Any], str, str]] = [
     ({"dataset": {"kind": "wine"}}, "dataset.standardize", "differ in size"),
     ({"model.normalization": {"kind": "batch"}, "budget.accumulate": 2}, "budget.accumulate", "each micro-batch"),
     ({"model.normalization": {"kind": "batch"}, "budget.batch_size": 1437}, "budget.batch_size", "one row"),
-    ({"model.hidden": [8] * 5, "model.activation": "sigmoid"}, "model.activation", "signal/backward"),
+    ({"model.hidden": [8] * 5, "model.activation": "sigmoid"}, "model.activation", "deeper than a signal gradient"),
     ({**GROUPED, "selection.folds": 2}, "selection.grouped", "has 3 groups, and the folds cut through them"),
     ({**GROUPED, "dataset.validation": 0.2}, "dataset.split", "has 3 groups, and random held-out rows cut through them"),
     ({**GROUPED, "dataset.test": 0.2, "dataset.split": "grouped", "selection.folds": 2}, "selection.grouped", "the folds cut through them"),

@@ -46,6 +46,21 @@ def test_a_plan_counts_what_a_submission_makes(service: Serving) -> None:
     assert [warning["path"] for warning in plan["warnings"]] == ["regularizers.0"]
 
 
+def test_a_plan_predicts_the_signal(service: Serving) -> None:
+    deep = {**NET, "model": {"kind": "mlp", "hidden": [128] * 34, "bias": False, "init": {"kind": "xavier_normal"}}, "dataset": {"kind": "digits", "standardize": True}}
+    found = planned(service, deep)
+    signal = found["signal"]
+    assert signal["gradient_ratio"] == pytest.approx(2 ** (-33 / 2))  # relu halves ‖δ‖² in each of 33 steps
+    assert [layer["name"] for layer in signal["layers"]] == [layer["name"] for layer in found["layers"]]
+    assert (signal["chi"], signal["initial_loss"]) == (pytest.approx(0.5), pytest.approx(np.log(10), abs=1e-6))
+    best = signal["remedies"][0]
+    assert best == {"set": {"model.init": {"kind": "he_normal"}}, "gradient_ratio": pytest.approx(1)}
+    assert "vanish" in next(warning["message"] for warning in found["warnings"] if warning["path"] == "model.activation")
+    cured = planned(service, {**deep, "model": {**deep["model"], "init": best["set"]["model.init"]}})
+    assert cured["signal"]["gradient_ratio"] == pytest.approx(best["gradient_ratio"])
+    assert [warning for warning in cured["warnings"] if warning["path"] == "model.activation"] == []
+
+
 def test_packs_are_those_that_memory_makes(service: Serving) -> None:
     many = planned(service, {**NET, "regularizers": [{"kind": "l2", "lambda": {"linear": [0.1, 1], "points": 600}}], "selection": {"seeds": 1}})
     assert sum(many["packs"]["cpu"]) == sum(many["packs"]["cuda"]) == 600

@@ -100,6 +100,9 @@ def _target(spec: JobSpec, facts: Facts) -> Iterator[Problem]:
             yield Problem("loss.kind", f"binary needs two classes; the target of dataset {spec.dataset.kind} has {facts.classes}", "use cross_entropy")
         case SquaredError() | HalfSquaredError() if facts.target == "class":
             yield Problem("loss.kind", f"{spec.loss.kind} needs a quantity; the target of dataset {spec.dataset.kind} is a class", "use cross_entropy or binary")
+        case (CrossEntropy() | Binary()) as loss if isinstance(loss.class_weights, tuple) and len(loss.class_weights) != facts.classes:
+            given = f"{len(loss.class_weights)} weights for the {facts.classes} classes of dataset {spec.dataset.kind}"
+            yield Problem("loss.class_weights", given, 'give one weight a class, in the order of the labels, or "balanced"')
         case _:
             pass
 

@@ -133,8 +133,11 @@ def convert(question: Question) -> list[Converted]:
 def of_result(spec: JobSpec, facts: Facts, values: dict[str, float]) -> dict[str, list[Converted]]:
     """Path of each strength of a run with these values → the strength in every convention.
 
-    Decoupled decay is here where it minimises its ledger value, under SGD without momentum; what has no counterpart elsewhere is left out.
+    Decoupled decay is here where it minimises its ledger value, under SGD without momentum; what has no counterpart elsewhere is left out, and so are
+    losses with given class weights, whose sum the formulas do not know (that of balanced ones is the number of rows).
     """
+    if isinstance(spec.loss, CrossEntropy | Binary) and isinstance(spec.loss.class_weights, tuple):
+        return {}
     rows, found = counts(spec.dataset, facts, seed=spec.seed).train, dict[str, list[Converted]]()
     for index, regularizer in enumerate(spec.regularizers):
         path = f"regularizers.{index}.lambda"

@@ -3,7 +3,6 @@
 import json
 import math
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import torch
 from sklearn.datasets import load_diabetes
 from torch import Tensor, nn
 from torch.nn import functional as F
-from training_jobs import FROZEN, inline, reference, run, sgd, spec
+from training_jobs import FROZEN, gradient_at, inline, reference, run, sgd, spec
 
 from regtrain.contract.checks import check
 from regtrain.contract.datasets import facts_of
@@ -21,7 +20,6 @@ from regtrain.contract.errors import Diverged, SpecRefused
 from regtrain.contract.job import parse
 from regtrain.contract.losses import HalfSquaredError, SquaredError
 from worker.training.losses import loss as loss_of
-from worker.training.pack import Pack
 from worker.training.prepare import prepare
 from worker.training.running import pack_of
 from worker.training.step import step
@@ -32,16 +30,6 @@ WITHOUT_BIAS = {"kind": "linear", "bias": False}
 ROWS = np.random.default_rng(5).standard_normal((30, 4))
 LABELS = np.arange(30) % 3
 MLP = {"kind": "mlp", "hidden": [7], "activation": "tanh"}
-
-
-def gradient_at(job: dict[str, Any], weights: Mapping[str, Tensor]) -> tuple[Pack, dict[str, Any]]:
-    """What a step of the first run computes at given weights, with a learning rate of 0: `pack.gradient` and everything that is measured."""
-    with tempfile.TemporaryDirectory() as folder:
-        prepared = prepare(parse(json.dumps(job)), device="cpu", data=Path(folder), upload=None, scratch=None)
-    pack = pack_of(prepared, prepared.runs[:1])
-    for name, tensor in weights.items():
-        pack.net.tensors[name][0] = tensor
-    return pack, step(pack, prepared.train.x, prepared.train.y, t=0, lr=torch.zeros(1, 1, dtype=DOUBLE))
 
 
 def start_of(job: dict[str, Any]) -> dict[str, Tensor]:

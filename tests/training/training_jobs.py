@@ -2,7 +2,7 @@
 
 import json
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,10 @@ from torch import Tensor
 
 from regtrain.contract.events import Event, Finished, Points, RunFinished, Started
 from regtrain.contract.job import parse
+from worker.training.pack import Pack
+from worker.training.prepare import prepare
+from worker.training.running import pack_of
+from worker.training.step import step
 from worker.training.train import train
 
 REFERENCE = Path(__file__).parent.parent / "reference"
@@ -84,6 +88,16 @@ def joined(packs: list[list[int]], points: Iterable[Points]) -> dict[str, dict[i
                 n = int(block.counts[name][slot])
                 parts.setdefault(name, {}).setdefault(index, []).append((steps[:n], block.values[name][:n, slot]))
     return {name: {index: (np.concatenate([x for x, _ in p]), np.concatenate([y for _, y in p])) for index, p in of.items()} for name, of in parts.items()}
+
+
+def gradient_at(job: dict[str, Any], weights: Mapping[str, Tensor]) -> tuple[Pack, dict[str, Any]]:
+    """What a step of the first run computes at given weights, with a learning rate of 0: `pack.gradient` and everything that is measured."""
+    with tempfile.TemporaryDirectory() as folder:
+        prepared = prepare(parse(json.dumps(job)), device="cpu", data=Path(folder), upload=None, scratch=None)
+    pack = pack_of(prepared, prepared.runs[:1])
+    for name, tensor in weights.items():
+        pack.net.tensors[name][0] = tensor
+    return pack, step(pack, prepared.train.x, prepared.train.y, t=0, lr=torch.zeros(1, 1, dtype=torch.float64))
 
 
 def distance(a: Tensor, b: Tensor) -> float:

@@ -15,7 +15,7 @@ from regtrain.contract.optimizers import Constant, GlobalNorm, Sgd
 from regtrain.contract.ranges import concrete
 from regtrain.contract.regularizers import L1, L2, Dropout, EarlyStopping, ElasticNet, StepPenalty
 from regtrain.contract.runs import Run
-from worker.training.losses import curvature
+from worker.training.losses import curvature, of_rows
 from worker.training.prepare import Job
 
 CHUNK = 8192
@@ -140,7 +140,7 @@ def _idle_clip(job: Job) -> Iterator[Warned]:
 
 
 def _residual_at_zero(job: Job) -> Tensor:
-    """Derivative of each row's loss at the outputs, where all weights are 0 and the bias is at its minimum; without smoothing.  (n, outputs)"""
+    """Derivative of n times the mean loss at each row's outputs, where all weights are 0 and the bias is at its minimum; without smoothing.  (n, outputs)"""
     y, spec = job.train.y.cpu(), job.spec
     assert isinstance(spec.model, LinearModel)
     match spec.loss:
@@ -148,11 +148,18 @@ def _residual_at_zero(job: Job) -> Tensor:
             target = y.double().unsqueeze(1)
             return curvature(spec.loss) * ((target.mean(0) if spec.model.bias else 0.0) - target)
         case Binary():
-            positive = (y.double().unsqueeze(1) + 1) / 2
-            return (positive.mean(0) if spec.model.bias else 0.5) - positive
+            positive, each = (y.double().unsqueeze(1) + 1) / 2, _row_weights(job)
+            return each * (((each * positive).mean(0) if spec.model.bias else 0.5) - positive)
         case CrossEntropy():
-            hot = torch.nn.functional.one_hot(y, job.shape[-1].output[0]).double()
-            return (hot.mean(0) if spec.model.bias else 1 / hot.shape[1]) - hot
+            hot, each = torch.nn.functional.one_hot(y, job.shape[-1].output[0]).double(), _row_weights(job)
+            return each * (((each * hot).mean(0) if spec.model.bias else 1 / hot.shape[1]) - hot)
+
+
+def _row_weights(job: Job) -> Tensor:
+    """The weight of each training row, of mean 1.  (n, 1)"""
+    y = job.train.y.cpu()
+    found = torch.ones(len(y), dtype=torch.float64) if job.class_weights is None else of_rows(job.spec.loss, job.class_weights.cpu(), y)
+    return (found / found.mean()).unsqueeze(1)
 
 
 def _l1_strength(run: Run, index: int) -> float:

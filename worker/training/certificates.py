@@ -17,8 +17,9 @@ from regtrain.contract.models import LinearModel
 from regtrain.contract.regularizers import L1, L2, Dropout, ElasticNet, GroupLasso, Regularizer, SparseGroupLasso, UnitNorm, WeightDecay
 from regtrain.contract.runs import Run
 from worker.training.evaluate import CHUNK, Part
-from worker.training.losses import curvature
+from worker.training.losses import averaged, curvature, of_rows
 from worker.training.losses import loss as loss_of
+from worker.training.losses import size as size_of
 from worker.training.models import backward, forward
 from worker.training.pack import Pack
 from worker.training.regularizers import Groups, is_coupled, soft_threshold
@@ -88,14 +89,15 @@ def _kkt(twin: Pack, part: Part) -> tuple[Tensor, Tensor]:
     Where no weight is within s of changing its sign it is the distance from −∇f to the subgradients of Ω, coordinate by coordinate.
     """
     spec, loss = twin.spec.loss, torch.zeros(twin.size, dtype=torch.float64, device=twin.device)
-    size = torch.zeros((), dtype=torch.float64, device=twin.device)
+    size, whole = torch.zeros((), dtype=torch.float64, device=twin.device), size_of(spec, part.y, twin.class_weights)
     for c in _chunks(part):
-        x = part.x[c].double()
+        x, y = part.x[c].double(), _targets(spec, part.y[c])
         trace = forward(twin.net, x)
-        value, slope = loss_of(spec, trace.outputs, _targets(spec, part.y[c]), smoothing=twin.smoothing)
-        backward(twin.net, trace, slope / len(part), add=c.start > 0)
-        loss += value / len(part)
-        size += x.square().sum() / len(part)
+        value, slope = averaged(*loss_of(spec, trace.outputs, y, smoothing=twin.smoothing, weights=twin.class_weights), whole)
+        backward(twin.net, trace, slope, add=c.start > 0)
+        loss += value
+        squares = x.square().sum(1)
+        size = size + (squares if twin.class_weights is None else squares * of_rows(spec, twin.class_weights, y)).sum() / whole
     gradient, strength = twin.gradient, torch.zeros_like(twin.flat[:, :1])
     for p in twin.penalties:
         loss = loss + p.value(twin.flat)
@@ -146,8 +148,8 @@ class _Omega:
 
 
 def _omega(twin: Pack, run: int) -> _Omega | None:
-    """None where the penalty has no conjugate in this form: constraints, penalised biases, or nothing that holds the weights."""
-    if twin.bounds or any(p.tensors != ["head.weight"] for p in twin.penalties):
+    """None where the objective has no conjugate in this form: constraints, penalised biases, nothing that holds the weights, or rows of different weight."""
+    if twin.bounds or twin.class_weights is not None or any(p.tensors != ["head.weight"] for p in twin.penalties):
         return None
     l1 = group = l2 = 0.0
     groups = None

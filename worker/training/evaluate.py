@@ -8,6 +8,7 @@ from torch import Tensor
 
 from worker.training.losses import correct
 from worker.training.losses import loss as loss_of
+from worker.training.losses import size as size_of
 from worker.training.models import forward
 from worker.training.pack import Pack
 
@@ -36,7 +37,7 @@ def evaluate(pack: Pack, part: Part, name: str) -> dict[str, Tensor]:
     for first in range(0, len(part), chunk):
         x, y = part.x[first : first + chunk], part.y[first : first + chunk]
         outputs = forward(pack.net, x, running=running).outputs
-        loss += loss_of(pack.spec.loss, outputs, y, smoothing=pack.smoothing)[0]
+        loss += loss_of(pack.spec.loss, outputs, y, smoothing=pack.smoothing, weights=pack.class_weights)[0]
         found = correct(pack.spec.loss, outputs, y)
         hits = found if hits is None else None if found is None else hits + found
-    return {f"loss/{name}": loss / len(part), **({f"accuracy/{name}": hits.double() / len(part)} if hits is not None else {})}
+    return {f"loss/{name}": loss / size_of(pack.spec.loss, part.y, pack.class_weights), **({f"accuracy/{name}": hits.double() / len(part)} if hits is not None else {})}

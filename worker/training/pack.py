@@ -32,8 +32,19 @@ class DropoutAt:
 class Pack:
     """R runs that train together. Row r of every tensor belongs to run r alone."""
 
-    def __init__(self, runs: list[Run], shape: list[Layer], *, features: int, device: torch.device, names: tuple[str, ...] = (), curvature: float | None = None) -> None:
-        """`names`: of the features, for groups of features. `curvature`: the largest of the loss on the training rows, where it is known."""
+    def __init__(
+        self,
+        runs: list[Run],
+        shape: list[Layer],
+        *,
+        features: int,
+        device: torch.device,
+        names: tuple[str, ...] = (),
+        curvature: float | None = None,
+        class_weights: Tensor | None = None,
+    ) -> None:
+        """`names`: of the features, for groups of features. `curvature`: the largest of the loss on the training rows, where it is known.
+        `class_weights`: (C,), where classes count differently."""
         self.runs, self.shape, self.device = runs, shape, device
         self.spec: JobSpec = runs[0].spec
         """Of the first run: what all runs of a pack share. Numbers that may differ are read through `stack`."""
@@ -64,6 +75,7 @@ class Pack:
         self.early = next((r for r in self.spec.regularizers if isinstance(r, EarlyStopping)), None)
         self.limit = None if self.spec.clip is None else self.stack(lambda s: 0.0 if s.clip is None else concrete(s.clip.max))
         self.smoothing = self._smoothing()
+        self.class_weights = None if class_weights is None else class_weights.to(device, self.dtype)
         seeds = list(dict.fromkeys(run.seed for run in runs))
         self.seeds = seeds
         self.seed_slot = None if len(seeds) == 1 else torch.tensor([seeds.index(run.seed) for run in runs], device=device)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from regtrain.contract.checks import shape_of
 from regtrain.contract.datasets import Counts
@@ -44,6 +45,8 @@ class Job:
     batch: int
     curvature: float | None = None
     """Largest curvature of the mean loss of a linear model on the training rows, where the optimizer takes its step from it."""
+    class_weights: Tensor | None = None
+    """How much a row of each class counts, (C,); None where all count alike."""
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("data", "step", "evaluate", "report", "save"), 0.0))
     """Where the time of this attempt went."""
 
@@ -93,11 +96,12 @@ def _fitted(spec: JobSpec, rows: datasets.Rows, split: datasets.Split, device: t
         x, y = torch.from_numpy(scaling(rows.x[which])), torch.from_numpy(rows.y[which])
         return Part(x.to(device, dtype), losses.target(spec.loss, y, dtype).to(device))
 
-    sizes = Counts(train=len(split.train), val=len(split.val), test=len(split.test))
+    sizes, train = Counts(train=len(split.train), val=len(split.val), test=len(split.test)), part(split.train)
+    weights = losses.class_weights(spec.loss, train.y, rows.facts.classes or 1)
     return {
-        "scaling": scaling, "train": part(split.train), "val": part(split.val), "test": part(split.test),
+        "scaling": scaling, "train": train, "val": part(split.val), "test": part(split.test),
         "steps": steps(spec, sizes), "per_epoch": steps_per_epoch(spec, sizes), "batch": batch_size(spec, sizes),
-        "curvature": _curvature(spec, rows.x, split.train, scaling),
+        "class_weights": weights, "curvature": _curvature(spec, scaling, rows.x, split.train, None if weights is None else losses.of_rows(spec.loss, weights, train.y)),
     }  # fmt: skip
 
 
@@ -105,8 +109,8 @@ LARGEST_SQUARE = 4096
 """Rows or columns, whichever are fewer, up to which all eigenvalues of their products are computed."""
 
 
-def _curvature(spec: JobSpec, x: NDArray[np.float64], train: NDArray[np.int64], scaling: preprocess.Scaling) -> float | None:
-    """λ_max(XᵀX/n) times that of one row's loss, X the scaled training rows with a column of ones for the intercept."""
+def _curvature(spec: JobSpec, scaling: preprocess.Scaling, x: NDArray[np.float64], train: NDArray[np.int64], weights: Tensor | None) -> float | None:
+    """λ_max(XᵀWX)/Σw times that of one row's loss, X the scaled training rows with a column of ones for the intercept, W their weights.  weights: (n,), None for 1"""
     model, optimizer = spec.model, spec.optimizer
     if not (isinstance(optimizer, Proximal) and optimizer.step == "auto" and isinstance(model, LinearModel)) or not len(train):
         return None
@@ -114,6 +118,8 @@ def _curvature(spec: JobSpec, x: NDArray[np.float64], train: NDArray[np.int64], 
     x = np.column_stack([x, np.ones(len(x))]) if model.bias else x
     if min(x.shape) > LARGEST_SQUARE:
         return None
+    if weights is not None:
+        x = x * (weights / weights.mean()).sqrt().cpu().numpy()[:, None]
     square = x @ x.T if len(x) < x.shape[1] else x.T @ x
     largest = float(np.linalg.eigvalsh(square)[-1]) / len(x) * losses.curvature(spec.loss)
     return largest if largest > 0 and np.isfinite(largest) else None

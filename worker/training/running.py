@@ -149,7 +149,7 @@ class Running:
 def pack_of(job: Job, runs: list[Run]) -> Pack:
     """These runs of the job as one pack, at their initial weights."""
     names = feature_names(job.rows.facts)
-    pack = Pack(runs, job.shape, features=len(names), device=job.device, names=names, curvature=job.curvature)
+    pack = Pack(runs, job.shape, features=len(names), device=job.device, names=names, curvature=job.curvature, class_weights=job.class_weights)
     if isinstance(pack.spec.model.init, Lsuv):
         unit_variance(pack.net, Feed(job, pack).batch(0)[0], pack.stack(lambda s: concrete(s.model.init.scale)))
     return pack

@@ -18,6 +18,7 @@ from worker.training import results
 from worker.training.evaluate import evaluate
 from worker.training.pack import Pack
 from worker.training.prepare import Job, for_run
+from worker.training.running import pack_of
 
 
 class Found:
@@ -75,7 +76,7 @@ class Found:
         if chosen is None or results.tells_test(self.job, self._made[chosen]) or not len(self.job.test):
             return
         job, run = for_run(self.job, self._made[chosen]), self._made[chosen]
-        pack = Pack([run], job.shape, features=job.rows.x.shape[1], device=job.device)
+        pack = pack_of(job, [run])
         members, weights = next((members, weights) for members, weights in self._weights if chosen in members)
         for name, view in (dict(pack.net.tensors) | pack.layout.buffer_views(pack.buffers)).items():
             view[0].copy_(weights[name][members.index(chosen)])

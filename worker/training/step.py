@@ -14,7 +14,9 @@ from regtrain.contract.optimizers import Lbfgs, Proximal
 from regtrain.contract.regularizers import WeightDecay
 from worker.training import diagnostics
 from worker.training.diagnostics import Measured
+from worker.training.losses import averaged
 from worker.training.losses import loss as loss_of
+from worker.training.losses import size as size_of
 from worker.training.models import Moments, backward, forward
 from worker.training.optimizers import clipped
 from worker.training.pack import Pack
@@ -63,13 +65,13 @@ def _backward(pack: Pack, x: Tensor, y: Tensor, t: int, look: bool) -> tuple[Ten
     """Mean loss of each run (R,), its gradient into `pack.gradient`, the signals of the whole batch, and batch norm's moments of each micro-batch."""
     rows, spec = y.shape[-1], pack.spec
     kept = pack.kept(t, rows)
-    size = math.ceil(rows / spec.budget.accumulate)
+    size, whole = math.ceil(rows / spec.budget.accumulate), size_of(spec.loss, y, pack.class_weights)
     if size == rows:
         trace = forward(pack.net, x, kept=kept)
-        loss, slope = loss_of(spec.loss, trace.outputs, y, smoothing=pack.smoothing)
-        deltas = backward(pack.net, trace, slope.div_(rows), add=False)
-        return loss / rows, _signals(pack, [p.signal for p in trace.layers], deltas, look), [trace.moments]
-    parts = [_micro(pack, x, y, kept, slice(first, first + size), rows) for first in range(0, rows, size)]
+        loss, slope = averaged(*loss_of(spec.loss, trace.outputs, y, smoothing=pack.smoothing, weights=pack.class_weights), whole)
+        deltas = backward(pack.net, trace, slope, add=False)
+        return loss, _signals(pack, [p.signal for p in trace.layers], deltas, look), [trace.moments]
+    parts = [_micro(pack, x, y, kept, slice(first, first + size), whole) for first in range(0, rows, size)]
     signals = [_whole([p[1][layer] for p in parts]) for layer in range(len(pack.shape))]
     deltas = [_whole([p[2][layer] for p in parts]) for layer in range(len(pack.shape))]
     return torch.stack([p[0] for p in parts]).sum(0), _signals(pack, signals, deltas, look), [p[3] for p in parts]
@@ -80,13 +82,13 @@ def _signals(pack: Pack, signals: list[Tensor], deltas: list[Tensor], look: bool
     return diagnostics.of_signals(preset, signals, deltas, pack.size) | (diagnostics.of_time(preset, pack.shape, deltas) if look else {})
 
 
-def _micro(pack: Pack, x: Tensor, y: Tensor, kept: dict[str, Tensor] | None, part: slice, rows: int) -> tuple[Tensor, list[Tensor], list[Tensor], Moments]:
-    """One micro-batch of a batch of `rows`: its share of the loss, its signals forward and backward; its gradient is added to those before."""
+def _micro(pack: Pack, x: Tensor, y: Tensor, kept: dict[str, Tensor] | None, part: slice, whole: Tensor | int) -> tuple[Tensor, list[Tensor], list[Tensor], Moments]:
+    """One micro-batch of a batch whose size is `whole`: its share of the loss, its signals forward and backward; its gradient is added to those before."""
     some = None if kept is None else {place: mask[:, part] for place, mask in kept.items()}
     trace = forward(pack.net, x[..., part, :], kept=some)
-    loss, slope = loss_of(pack.spec.loss, trace.outputs, y[..., part], smoothing=pack.smoothing)
-    deltas = backward(pack.net, trace, slope.div_(rows), add=part.start > 0)
-    return loss / rows, [p.signal for p in trace.layers], deltas, trace.moments
+    loss, slope = averaged(*loss_of(pack.spec.loss, trace.outputs, y[..., part], smoothing=pack.smoothing, weights=pack.class_weights), whole)
+    deltas = backward(pack.net, trace, slope, add=part.start > 0)
+    return loss, [p.signal for p in trace.layers], deltas, trace.moments
 
 
 def _whole(parts: list[Tensor]) -> Tensor:
@@ -166,12 +168,12 @@ def _update(pack: Pack, gradient: Tensor, active: Tensor | None, lr: Tensor, mea
 def _smooth(pack: Pack, x: Tensor, y: Tensor) -> Objective:
     """Loss and coupled penalties of the whole batch, and their gradient, at any weights. The pack's own come back."""
     rows = y.shape[-1]
-    size = math.ceil(rows / pack.spec.budget.accumulate)
+    size, whole = math.ceil(rows / pack.spec.budget.accumulate), size_of(pack.spec.loss, y, pack.class_weights)
 
     def at(point: Tensor) -> tuple[Tensor, Tensor]:
         own = pack.flat.clone()
         pack.flat.copy_(point)
-        value = torch.stack([_micro(pack, x, y, None, slice(first, first + size), rows)[0] for first in range(0, rows, size)]).sum(0)
+        value = torch.stack([_micro(pack, x, y, None, slice(first, first + size), whole)[0] for first in range(0, rows, size)]).sum(0)
         gradient = pack.gradient.clone()
         for p in pack.penalties:
             if is_coupled(p.spec):

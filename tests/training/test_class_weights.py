@@ -17,6 +17,8 @@ from regtrain.contract.datasets import facts_of
 from regtrain.contract.errors import SpecRefused
 from regtrain.contract.job import parse
 from regtrain.contract.lam import of_result
+from worker.training import gauss_newton
+from worker.training.evaluate import Part
 
 DRAW = np.random.default_rng(2)
 ROWS = DRAW.standard_normal((30, 4))
@@ -78,6 +80,20 @@ def test_a_weight_of_three_is_a_row_that_stands_three_times(model, optimizer, sm
         assert ours_end["objective"] == pytest.approx(twin_end["objective"], rel=1e-11)
         assert ours_end["kkt_violation"] == pytest.approx(twin_end["kkt_violation"], rel=1e-6, abs=1e-9)
         assert ours_end["duality_gap"] is None
+
+
+def test_curvature_too_counts_a_row_three_times():
+    """Products and diagonal of the Gauss-Newton matrix, and the loss beside them, as with the rows repeated."""
+    repeated = np.repeat(np.arange(30), np.array(GIVEN, int)[LABELS])
+    job = spec(inline(ROWS, LABELS), MLP, weighted(), sgd(0.1))
+    found = []
+    for one in (job, {**job, "dataset": inline(ROWS[repeated], LABELS[repeated]), "loss": {"kind": "cross_entropy"}}):
+        pack, _ = gradient_at(one, {})
+        part = Part(torch.tensor(one["dataset"]["x"], dtype=torch.float64), torch.tensor(one["dataset"]["y"]).long())
+        v = torch.linspace(-1, 1, pack.flat.shape[1], dtype=torch.float64).unsqueeze(0)
+        found.append([*gauss_newton.loss_and_gradient(pack, part), gauss_newton.product(pack, part, v), gauss_newton.diagonal(pack, part)])
+    for ours, twin in zip(*found, strict=True):
+        assert distance(ours, twin) < 1e-13
 
 
 @pytest.mark.parametrize("kind", ["cross_entropy", "binary"])

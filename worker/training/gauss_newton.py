@@ -19,8 +19,9 @@ from torch.nn import functional
 from regtrain.contract.losses import Binary, CrossEntropy, HalfSquaredError, Loss, SquaredError
 from regtrain.contract.models import Cnn
 from worker.training.evaluate import CHUNK, Part
-from worker.training.losses import curvature
+from worker.training.losses import averaged, curvature, of_rows
 from worker.training.losses import loss as loss_of
+from worker.training.losses import size as size_of
 from worker.training.models import Net, backward, forward
 from worker.training.pack import Pack
 
@@ -32,12 +33,12 @@ MOST_NUMBERS = 2**22
 def loss_and_gradient(pack: Pack, part: Part) -> tuple[Tensor, Tensor]:
     """The mean loss as evaluation has it (R,) in float64, and its gradient (R, P)."""
     gradient = torch.zeros_like(pack.flat)
-    net, loss = _beside(pack, gradient), torch.zeros(pack.size, dtype=torch.float64, device=pack.device)
+    net, loss, whole = _beside(pack, gradient), torch.zeros(pack.size, dtype=torch.float64, device=pack.device), size_of(pack.spec.loss, part.y, pack.class_weights)
     for x, y in _chunks(part, CHUNK):
         trace = forward(net, x, running=_running(pack))
-        value, slope = loss_of(pack.spec.loss, trace.outputs, y, smoothing=pack.smoothing)
-        loss += value.double() / len(part)
-        backward(net, trace, slope / len(part), add=True)
+        value, slope = averaged(*loss_of(pack.spec.loss, trace.outputs, y, smoothing=pack.smoothing, weights=pack.class_weights), whole)
+        loss += value.double()
+        backward(net, trace, slope, add=True)
     return loss, gradient
 
 
@@ -47,13 +48,13 @@ def product(pack: Pack, part: Part, v: Tensor) -> Tensor:
     _load_formulas()
     found = torch.zeros_like(pack.flat)
     net = _beside(pack, found)
-    for x, _ in _chunks(part, CHUNK):
+    for x, y in _chunks(part, CHUNK):
         with forward_ad.dual_level():
             moving = replace(net, tensors=pack.layout.views(forward_ad.make_dual(pack.flat, v)))
             moved = forward_ad.unpack_dual(forward(moving, x, running=_running(pack)).outputs).tangent
         assert moved is not None
         trace = forward(net, x, running=_running(pack))
-        backward(net, trace, _bent(pack.spec.loss, trace.outputs, moved) / len(part), add=True)
+        backward(net, trace, _bent(pack.spec.loss, trace.outputs, moved) * _share(pack, part, y), add=True)
     return found
 
 
@@ -62,14 +63,15 @@ def diagonal(pack: Pack, part: Part) -> Tensor:
     """diag G of weights and biases, 0 in place of norm parameters: one way back for each column of H's root, squared row by row.  -> (R, P)"""
     found = torch.zeros_like(pack.flat)
     views, net = pack.layout.views(found), _beside(pack, torch.zeros_like(pack.flat))
-    for x, _ in _chunks(part, _rows_at_a_time(pack)):
+    for x, y in _chunks(part, _rows_at_a_time(pack)):
+        root = _share(pack, part, y) ** 0.5
         for column in range(pack.shape[-1].output[0]):
             trace = forward(net, x, running=_running(pack))  # anew for each: autograd's part of a trace serves once
-            deltas = backward(net, trace, _root(pack.spec.loss, trace.outputs, column), add=False)
+            deltas = backward(net, trace, _root(pack.spec.loss, trace.outputs, column) * root, add=False)
             for layer, passed, delta in zip(pack.shape, trace.layers, deltas, strict=True):
                 of_bias = views.get(f"{layer.name}.bias")
                 _add_squares(pack, passed.input, delta, views[f"{layer.name}.weight"], of_bias)
-    return found / len(part)
+    return found
 
 
 def conjugate_gradients(apply: Callable[[Tensor], Tensor], b: Tensor, *, tolerance: float, most: int) -> Tensor:
@@ -125,6 +127,13 @@ def _root(spec: Loss, outputs: Tensor, column: int) -> Tensor:
             return p[..., column : column + 1].sqrt() * away
         case _:
             assert_never(spec)
+
+
+def _share(pack: Pack, part: Part, y: Tensor) -> Tensor | float:
+    """What each row counts in the mean over the part.  (B,) -> (B, 1), or one number for all"""
+    if pack.class_weights is None:
+        return 1 / len(part)
+    return (of_rows(pack.spec.loss, pack.class_weights, y) / size_of(pack.spec.loss, part.y, pack.class_weights)).unsqueeze(-1)
 
 
 def _bent(spec: Loss, outputs: Tensor, moved: Tensor) -> Tensor:

@@ -77,8 +77,13 @@ class Passage:
 def passages(stages: Sequence[Stage], inputs: Rows, *, rows: int) -> list[Passage]:
     """Every layer in forward order. `rows`: how many a unit must be silent on to count as dead; 0 leaves that out."""
     found: list[Passage] = []
+    enters, last = inputs, None
     for stage in stages:
-        found.append(passage(stage, found[-1].rows if found else inputs, rows=rows))
+        if stage is last and enters == found[-1].rows:  # nothing changes any more
+            found.append(found[-1])
+            continue
+        enters, last = found[-1].rows if found else inputs, stage
+        found.append(passage(stage, enters, rows=rows))
     return found
 
 

@@ -17,6 +17,7 @@ from regtrain.contract.models import (
     HeNormal,
     HeUniform,
     Identity,
+    Image,
     Init,
     Layer,
     LayerNorm,
@@ -154,40 +155,37 @@ def stages_of(spec: JobSpec, facts: Facts, shape: list[Layer]) -> list[Stage]:
     """The layers as theory sees them, the head last."""
     model, batch = spec.model, _rows_at_once(spec, facts)
     size = model.image or facts.image if isinstance(model, Cnn) else None
-    stride = model.stride if isinstance(model, Cnn) else 1
     found: list[Stage] = []
+    alike: dict[Any, Stage] = {}  # deep nets repeat a few layers
     for layer in shape:
-        weights, biases = variances(model.init, layer)
-        image = len(layer.weight) == 4
-        if layer.recurrence is not None:
-            weights = math.nan  # one matrix at every time step: another theory
-        if image and size is not None:
-            weights *= _taps(size[1], layer.weight[2], stride) * _taps(size[2], layer.weight[3], stride)
+        kept = _kept(spec, layer.name)
+        key = layer.weight, layer.activation, layer.residual, layer.signal, layer.pool, layer.recurrence, kept, size
+        if key not in alike:
+            alike[key] = _stage(spec, layer, kept=kept, size=size, batch=batch)
+        found.append(alike[key])
+        if len(layer.output) == 3:
             size = (layer.output[0], layer.output[1], layer.output[2])
-        match layer.normalization:
-            case None:
-                norm, eps, count = None, 0.0, math.inf
-            case BatchNorm(eps=eps):
-                norm, count = "batch", math.nan if image else float(batch)
-            case LayerNorm(eps=eps):
-                norm, count = "layer", float(prod(layer.signal))
-        scale = values_of(model.init.scale)[0]
-        found.append(
-            Stage(
-                weights,
-                biases,
-                layer.activation,
-                norm,
-                eps,
-                count,
-                _kept(spec, layer.name),
-                image=image,
-                residual=layer.residual,
-                pooled=layer.pool != "none",
-                variance=scale * scale if isinstance(model.init, Lsuv) else None,
-            )
-        )
     return found
+
+
+def _stage(spec: JobSpec, layer: Layer, *, kept: float, size: Image | None, batch: int) -> Stage:
+    """One layer. `size`: of the image that enters it."""
+    model, image = spec.model, len(layer.weight) == 4
+    weights, biases = variances(model.init, layer)
+    if layer.recurrence is not None:
+        weights = math.nan  # one matrix at every time step: another theory
+    if isinstance(model, Cnn) and image and size is not None:
+        weights *= _taps(size[1], layer.weight[2], model.stride) * _taps(size[2], layer.weight[3], model.stride)
+    match layer.normalization:
+        case None:
+            norm, eps, count = None, 0.0, math.inf
+        case BatchNorm(eps=eps):
+            norm, count = "batch", math.nan if image else float(batch)
+        case LayerNorm(eps=eps):
+            norm, count = "layer", float(prod(layer.signal))
+    scale = values_of(model.init.scale)[0]
+    variance = scale * scale if isinstance(model.init, Lsuv) else None
+    return Stage(weights, biases, layer.activation, norm, eps, count, kept, image=image, residual=layer.residual, pooled=layer.pool != "none", variance=variance)
 
 
 def _rows_at_once(spec: JobSpec, facts: Facts) -> int:

@@ -6,7 +6,7 @@ series have the same answer, at /gradients.
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -16,7 +16,7 @@ from pydantic import BaseModel, Field
 from regtrain.contract.errors import Problem, SpecRefused
 from regtrain.contract.job import JobSpec
 from regtrain.contract.runs import fold_of
-from regtrain.contract.series import BY_NAME, Shape, places, series_named
+from regtrain.contract.series import BINS, BY_NAME, Shape, places, series_named
 from regtrain.store import jobs, series
 from regtrain.store.database import Database
 from regtrain.store.runs import values_of_runs
@@ -107,6 +107,7 @@ class CurvesAnswer(BaseModel):
     x: str
     over: str | None = Field(None, description="`seeds` where the series are spreads over seeds.")
     recorded: list[str] = Field(description="The series of this shape that the job has recorded so far.")
+    bins: list[str] | None = Field(None, description="Of histograms alone, whose `y` has a list of counts for each layer: `2^-3` counts 1/8 ≤ x < 1/4, `-2^-3` −1/4 < x ≤ −1/8.")
     layers: list[str] | None = Field(None, description="The layers, in the order of the numbers of a point; null for curves without layers.")
     series: list[CurveAnswer | SpreadAnswer]
 
@@ -192,6 +193,7 @@ class Found:
     axis: Literal["step", "epoch"]
     spreads: list[across.Spread] | None = None
     """With `over=seeds`, in place of the curves."""
+    shape: Shape = "scalar"
 
     def along(self, steps: Any) -> list[float]:
         """Steps in the unit of the axis."""
@@ -223,14 +225,27 @@ def find(db: Database, job_id: str, wanted: Wanted, *, shape: Shape) -> Found:
     recorded = [name for name in series.names(db, job_id) if _shape(name) == shape]
     chosen = _names(wanted.names, shape, recorded)
     indices = _runs(wanted.runs, job.runs)
-    known = places(shape, layers=(job.started or {}).get("layers", []), times=(job.started or {}).get("times", {}))
-    layers = _layers(wanted.layers, known)
+    known, layers = _places(job.started or {}, wanted.layers, shape)
     points = _points(wanted.points, curves=max(1, len(chosen) * (job.runs if indices is None else len(indices)) * (len(layers or known) or 1)))
+    if shape == "histogram" and wanted.over:
+        raise SpecRefused([Problem("over", "histograms of several seeds are not averaged", "leave over out, and choose runs=")])
     if wanted.first is not None and wanted.last is not None and wanted.first > wanted.last:
         raise SpecRefused([Problem("from", f"step {wanted.first} lies behind step {wanted.last}", "from must not be greater than to")])
     curves = series.read(db, job_id, series=chosen, runs=indices, first=wanted.first, last=wanted.last, points=points, layers=layers)
     together = _over_seeds(db, job, curves) if wanted.over else None
-    return Found(job_id, curves, recorded, (layers or known) if shape != "scalar" else None, (job.started or {}).get("steps_per_epoch", 1), wanted.axis, together)
+    return Found(
+        job_id, curves, recorded, (layers or known) if shape != "scalar" else None, (job.started or {}).get("steps_per_epoch", 1), wanted.axis, together, shape=shape
+    )  # fmt: skip
+
+
+def _places(started: dict[str, Any], wanted: str | None, shape: Shape) -> tuple[list[str], list[str] | None]:
+    """What the numbers of a point belong to, and which of them are wanted; of a histogram the bins of the layers that are."""
+    names: list[str] = started.get("layers", [])
+    known = places(shape, layers=names, times=started.get("times", {}))
+    if shape != "histogram":
+        return known, _layers(wanted, known)
+    chosen = _layers(wanted, names)
+    return known, None if chosen is None else places(shape, layers=chosen, times={})
 
 
 def _over_seeds(db: Database, job: jobs.Job, curves: list[Curve]) -> list[across.Spread]:
@@ -242,7 +257,16 @@ def as_json(found: Found) -> dict[str, Any]:
     head = {"job": found.job, "x": found.axis, "over": None if found.spreads is None else "seeds", "recorded": found.recorded, "layers": found.layers}
     if found.spreads is not None:
         return {**head, "series": [across.as_json(spread, found.along(spread.x)) for spread in found.spreads]}
+    if found.shape == "histogram":
+        layers = [place.removesuffix(f".{BINS[0]}") for place in (found.layers or [])[:: len(BINS)]]
+        return {**head, "layers": layers, "bins": list(BINS), "series": [_curve(_binned(curve), found) for curve in found.curves]}
     return {**head, "series": [_curve(curve, found) for curve in found.curves]}
+
+
+def _binned(curve: Curve) -> Curve:
+    """A histogram's numbers as (n, layers, bins)."""
+    arrays = {name: getattr(curve, name) for name in ("y", "last", "min", "max", "nonfinite")}
+    return replace(curve, **{name: array.reshape(len(array), -1, len(BINS)) for name, array in arrays.items() if array is not None})
 
 
 def records(found: Found) -> Iterator[Record]:
@@ -277,6 +301,10 @@ def _drawn(curve: Curve, found: Found) -> Iterator[str]:
     if found.layers is None:
         yield from chart(x, values.tolist(), log=declared is not None and declared.scale == "log" and bool((values > 0).any()), x_label=found.axis)
         yield from columns_of([[found.axis, *(short(x[i]) for i in shown)], ["value", *(short(float(values[i])) for i in shown)]])
+    elif found.shape == "histogram":
+        yield f"at {found.axis} {short(x[-1])}:"
+        filled = [(place, short(float(v))) for place, v in zip(found.layers, values[-1], strict=True) if v]
+        yield from columns_of([["bin", *(place for place, _ in filled)], ["entries", *(count for _, count in filled)]])
     else:
         yield from columns_of([[found.axis, *found.layers], *([short(x[i]), *(short(float(v)) for v in values[i])] for i in shown)])
     if curve.first_nonfinite is not None:
@@ -324,7 +352,12 @@ def _wrong_name(name: str, shape: Shape, known: list[str]) -> Problem | None:
     return None
 
 
-_A: dict[Shape, tuple[str, str]] = {"scalar": ("step", "curves"), "per_layer": ("layer", "gradients"), "per_time": ("time step", "gradients, without others beside it")}
+_A: dict[Shape, tuple[str, str]] = {
+    "scalar": ("step", "curves"),
+    "per_layer": ("layer", "gradients"),
+    "per_time": ("time step", "gradients, without others beside it"),
+    "histogram": ("bin", "gradients, without others beside it"),
+}
 """What a series has one number of, and where it is read."""
 
 

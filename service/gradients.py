@@ -4,7 +4,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 
-from regtrain.contract.series import series_named
+from regtrain.contract.series import Shape, series_named
 from service.curves import Axis, Count, CurvesAnswer, First, Last, Over, Runs, Wanted, answer
 from service.faces import Format, contents
 from service.problems import responses
@@ -54,12 +54,13 @@ def gradients(
     """Series with one number a layer and step, in the order of `layers`.
 
     `series=signal/time`, of recurrent nets, has one number a time step of each recurrent layer: asked for alone, its time steps are the `layers`, as `layers.0.t1`.
+    `series=histogram/gradient` counts the entries of each layer by sign and power of two: asked for alone, or with other histograms, `bins` says what is counted.
     """
     wanted = Wanted(names=series, runs=runs, first=first, last=last, points=points, layers=layers, axis=x, over=over)
-    return answer(request, db, id, wanted, shape="per_time" if _in_time(series) else "per_layer", format=format)
+    return answer(request, db, id, wanted, shape=_shape(series), format=format)
 
 
-def _in_time(series: str | None) -> bool:
-    """Whether all that is asked for are series over time steps."""
-    found = [series_named(name.strip()) for name in (series or "").split(",") if name.strip()]
-    return bool(found) and all(one is not None and one.shape == "per_time" for one in found)
+def _shape(series: str | None) -> Shape:
+    """That of all series that are asked for, where it is another than one number a layer."""
+    found = {one.shape if one else None for name in (series or "").split(",") if name.strip() for one in [series_named(name.strip())]}
+    return "per_time" if found == {"per_time"} else "histogram" if found == {"histogram"} else "per_layer"

@@ -345,7 +345,7 @@ def _cut(connection: Connection, head: Head, cut: int) -> None:
 
 
 def _known(job_id: str, started: Any, wanted: Sequence[str] | None) -> None:
-    known = [name for shape in ("per_layer", "per_time") for name in _places(shape, started)]
+    known = [name for shape in ("per_layer", "per_time", "histogram") for name in _places(shape, started)]
     for name in wanted or ():
         if name not in known:
             raise NotFound(f"job {job_id} has no layer {name!r}" + (f": it has {', '.join(known[:20])}" if known else " yet: it has not started"))

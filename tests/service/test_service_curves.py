@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from serving import Serving, assert_problem
 
+from regtrain.contract.series import BINS
+
 NAN, INF = float("nan"), float("inf")
 LOSS = np.array([[2.0, 4.0], [1.0, 3.0], [0.5, 2.5], [0.25, 2.25]])
 NORMS = np.arange(4 * 2 * 2, dtype=np.float64).reshape(4, 2, 2) / 8
@@ -47,6 +49,40 @@ def test_gradients_are_one_number_a_layer(service: Serving, trained: str) -> Non
     head = strict(service.http.get(f"/v1/jobs/{trained}/gradients?layers=head&runs=0"))
     assert head["layers"] == ["head"]
     assert head["series"][0]["y"] == NORMS[:, 0, 1:].tolist()
+
+
+def test_histograms_are_counts_a_layer_and_bin(service: Serving) -> None:
+    counts = np.zeros((3, 2, 2, len(BINS)))
+    counts[:, 1, :, BINS.index("-2^-3")] = [[5, 6], [7, 8], [9, 10]]
+    counts[2, 1, 0, BINS.index("nonfinite")] = 2
+    job = service.submit(regularizers=[{"kind": "l2", "lambda": {"values": [0.1, 1]}}])
+    service.train(job, {"histogram/gradient": counts.reshape(3, 2, -1), "gradient/norm": NORMS}, layers=["layers.0", "head"])
+    body = strict(service.http.get(f"/v1/jobs/{job}/gradients?series=histogram/gradient&runs=1"))
+    assert (body["layers"], body["bins"], body["recorded"]) == (["layers.0", "head"], list(BINS), ["histogram/gradient"])
+    assert body["series"][0]["y"] == counts[:, 1].tolist()
+    head = strict(service.http.get(f"/v1/jobs/{job}/gradients?series=histogram/gradient&runs=1&layers=head"))
+    assert (head["layers"], head["series"][0]["y"]) == (["head"], counts[:, 1, 1:].tolist())
+    few = strict(service.http.get(f"/v1/jobs/{job}/gradients?series=histogram/gradient&runs=1&points=1"))["series"][0]
+    assert (few["exact"], few["last"], few["count"]) == (False, [counts[2, 1].tolist()], [3])
+    rows = list(csv.DictReader(io.StringIO(service.http.get(f"/v1/jobs/{job}/gradients?series=histogram/gradient&runs=1&format=csv").text)))
+    assert [(row["layer"], row["step"], row["value"]) for row in rows if float(row["value"])][:3] == [
+        ("layers.0.-2^-3", "0", "5.0"),
+        ("head.-2^-3", "0", "6.0"),
+        ("layers.0.-2^-3", "1", "7.0"),
+    ]
+    text = service.http.get(f"/v1/jobs/{job}/gradients?series=histogram/gradient&runs=1&format=text").text
+    assert "head.-2^-3" in text
+    assert "2^8" not in text
+    assert strict(service.http.get(f"/v1/jobs/{job}/gradients"))["recorded"] == ["gradient/norm"]
+
+
+def test_histograms_that_cannot_be_shown(service: Serving, trained: str) -> None:
+    url = f"/v1/jobs/{trained}/gradients?series=histogram/weight"
+    assert strict(service.http.get(url))["series"] == []
+    assert_problem(service.http.get(f"{url}&over=seeds"), 422, path="over")
+    assert_problem(service.http.get(f"{url},gradient/norm"), 422, path="series")
+    assert_problem(service.http.get(f"{url}&layers=nobody"), 422, path="layers")
+    assert_problem(service.http.get(f"/v1/jobs/{trained}/curves?series=histogram/weight"), 422, path="series")
 
 
 def test_a_stretch_of_some_runs_over_epochs(service: Serving, trained: str) -> None:

@@ -21,6 +21,7 @@ from regtrain.contract.events import Checkpointed, Event, Finished, Points, RunF
 from regtrain.contract.job import JobSpec, parse
 from regtrain.contract.ranges import Searchable
 from regtrain.contract.states import RunState, StopReason
+from regtrain.contract.series import places, series_named
 from worker.training import points as reporting
 from worker.training import running
 from worker.training.datasets import load, split
@@ -174,7 +175,10 @@ def test_what_is_reported_is_what_was_announced(preset):
         found = run({**job, "diagnostics": preset})
         assert set(found.started.series) == set(found.curves)
         shapes = {name: found.curve(name).shape[1:] for name in found.curves}
-        assert all(shape in ((), (len(found.started.layers),)) for shape in shapes.values())
+        for name, shape in shapes.items():
+            declared = series_named(name)
+            assert declared is not None
+            assert shape == ((len(numbers),) if (numbers := places(declared.shape, layers=found.started.layers, times=found.started.times)) else ())
 
 
 def test_the_same_spec_twice_gives_the_same_model_file():

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from regtrain.contract.diagnostics import Diagnostics, includes
 from regtrain.contract.models import BatchNorm, Layer
+from worker.training import activations
 from worker.training.models import Moments, by_run
 from worker.training.pack import Pack
 
@@ -125,6 +126,8 @@ def finish(pack: Pack, values: dict[str, NDArray[Any]], rows: NDArray[np.int64],
     if "signal/time" in values:
         units = [layer.signal[1] for layer in pack.shape if layer.recurrence and layer.recurrence.half == "input" for _ in range(layer.recurrence.steps)]
         values["signal/time"] = values["signal/time"] / np.sqrt(rows[looked][:, None, None] * np.array(units))
+    for name in values.keys() & set(activations.names(pack.shape)):
+        values[name] = values[name] / np.array([activations.shares(name, pack.shape, int(n)) for n in rows])[:, None, :]
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         values["update/ratio"] = np.where(values["update/ratio"] == 0, 0.0, values["update/ratio"] / values["weight/norm"])
         if "penalty_gradient/cosine" in values:

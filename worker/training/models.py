@@ -81,6 +81,8 @@ class Passed:
     """From the gradient at the layer's output to the gradient at its linear output; norm parameters' gradients are put, or added."""
     beyond: Callable[[], Tensor] | None = None
     """After `back`: the gradient at what the layer before put out, where that is not δ·W."""
+    activation: Tensor | None = None
+    """φ, in front of pooling and dropout, as it lies in memory; None where there is no φ."""
 
 
 @dataclass
@@ -109,7 +111,7 @@ def by_run(signal: Tensor, runs: int) -> Tensor:
 
 
 def forward(net: Net, x: Tensor, *, kept: Mapping[str, Tensor] | None = None, running: Mapping[str, Tensor] | None = None) -> Trace:
-    """x: (B, features) shared by all runs, or (R, B, features). Under `torch.no_grad`.
+    """x: (B, features) shared by all runs, or (R, B, features). Under `torch.no_grad`, or the outputs carry autograd's graph.
 
     `kept`: dropout factors of `inputs` and layers, (R, B, *output), 0 or 1/(1 − rate); none in evaluation.
     `running`: averages of batch norm for evaluation; without them the statistics are those of the batch.
@@ -134,8 +136,8 @@ def forward(net: Net, x: Tensor, *, kept: Mapping[str, Tensor] | None = None, ru
         else:
             h = _as_rows(h, net.runs)
             z = F.linear(h, weight, bias)
-        out, back = _behind(net, layer, z, kept.get(layer.name), running, trace.moments)
-        trace.layers.append(Passed(h, z, back))
+        out, phi, back = _behind(net, layer, z, kept.get(layer.name), running, trace.moments)
+        trace.layers.append(Passed(h, z, back, activation=phi))
         h = out + h if layer.residual else out
     trace.outputs = h
     return trace
@@ -201,30 +203,33 @@ def _as_images(delta: Tensor, layer: Layer) -> Tensor:
     return delta.unflatten(2, layer.output).movedim(0, 1).flatten(1, 2)
 
 
-def _behind(net: Net, layer: Layer, z: Tensor, mask: Tensor | None, running: Mapping[str, Tensor] | None, moments: Moments) -> tuple[Tensor, Callable[[Tensor, bool], Tensor]]:
-    """Normalization, activation, pooling and dropout of one layer, and their way back."""
+def _behind(
+    net: Net, layer: Layer, z: Tensor, mask: Tensor | None, running: Mapping[str, Tensor] | None, moments: Moments
+) -> tuple[Tensor, Tensor | None, Callable[[Tensor, bool], Tensor]]:
+    """Normalization, activation, pooling and dropout of one layer, the activation by itself, and their way back."""
     if layer.activation is None:
-        return z, lambda delta, add: delta
+        return z, None, lambda delta, add: delta
     phi = F.ACTIVATIONS[layer.activation]
     if mask is not None and z.dim() == 4:
         mask = mask.movedim(0, 1).flatten(1, 2)
     if layer.normalization is None and layer.pool == "none":
         a = phi.forward(z)
         if mask is None:
-            return a, lambda delta, add: phi.backward(delta, z, a)
-        return a * mask, lambda delta, add: phi.backward(delta * mask, z, a)
+            return a, a, lambda delta, add: phi.backward(delta, z, a)
+        return a * mask, a, lambda delta, add: phi.backward(delta * mask, z, a)
     norms = [name for name in (f"{layer.name}.norm.weight", f"{layer.name}.norm.bias") if name in net.tensors]
 
-    def through(z: Tensor, *of_norm: Tensor) -> Tensor:
+    def through(z: Tensor, *of_norm: Tensor) -> tuple[Tensor, Tensor]:
         v = z if layer.normalization is None else _normalise(layer, layer.normalization, z, of_norm[0], of_norm[1], net.runs, running, moments)
-        out = F.pool(phi.forward(v), layer.pool)
-        return out if mask is None else out * mask
+        a = phi.forward(v)
+        out = F.pool(a, layer.pool)
+        return out if mask is None else out * mask, a
 
-    if forward_ad.unpack_dual(z).tangent is not None:  # a leaf would lose the tangent, and who asks for tangents goes forward only
-        return through(z, *(net.tensors[name] for name in norms)), lambda delta, add: delta
+    if torch.is_grad_enabled() or forward_ad.unpack_dual(z).tangent is not None:  # a leaf would lose graph and tangent, and who asks for them goes forward only
+        return *through(z, *(net.tensors[name] for name in norms)), lambda delta, add: delta
     leaves = [z.detach().requires_grad_(), *(net.tensors[name].detach().requires_grad_() for name in norms)]
     with torch.enable_grad():
-        out = through(*leaves)
+        out, a = through(*leaves)
 
     def back(delta: Tensor, add: bool) -> Tensor:
         of_z, *of_norms = torch.autograd.grad(out, leaves, delta)
@@ -232,7 +237,7 @@ def _behind(net: Net, layer: Layer, z: Tensor, mask: Tensor | None, running: Map
             F.put(net.gradients[name], gradient, add=add)
         return of_z
 
-    return out.detach(), back
+    return out.detach(), a.detach(), back
 
 
 def _normalise(layer: Layer, spec: BatchNorm | LayerNorm, h: Tensor, gamma: Tensor, beta: Tensor, runs: int, running: Mapping[str, Tensor] | None, moments: Moments) -> Tensor:

@@ -50,7 +50,7 @@ class Recorder:
             self._measured.setdefault(name, []).append(value)
 
     def add_after(self, t: int, metrics: dict[str, Tensor], alive: Tensor) -> None:
-        """What was evaluated after t updates, of the runs that were alive."""
+        """What was evaluated or probed after t updates, of the runs that were alive.  (R,), (R, L) or (R, L, bins) each"""
         self._after.append((t, metrics, alive))
 
     @property
@@ -96,12 +96,12 @@ class Recorder:
         self._notice_ends(steps, alive, active, places, points.values, stop=pack.spec.on_nonfinite == "stop")
 
     def _sparse(self, points: Points, places: list[int]) -> None:
-        steps = np.array([t for t, _, _ in self._after], np.int64)
-        counts = np.stack([alive.cpu().numpy() for _, _, alive in self._after]).sum(0, dtype=np.int64)
-        for name in self._after[0][1]:
-            value = np.stack([metrics[name].cpu().numpy() for _, metrics, _ in self._after])
+        for name in dict.fromkeys(name for _, metrics, _ in self._after for name in metrics):
+            found = [(t, metrics[name], alive) for t, metrics, alive in self._after if name in metrics]
+            value = np.stack([value.flatten(1).cpu().numpy() if value.dim() > 2 else value.cpu().numpy() for _, value, _ in found])
+            counts = np.stack([alive.cpu().numpy() for _, _, alive in found]).sum(0, dtype=np.int64)
             points.values[name] = self._spread(value, places, axis=1)
-            points.steps[name], points.counts[name] = steps, self._spread(counts, places, axis=0)
+            points.steps[name], points.counts[name] = np.array([t for t, _, _ in found], np.int64), self._spread(counts, places, axis=0)
 
     def _spread(self, values: NDArray[Any], places: list[int], *, axis: int) -> NDArray[Any]:
         """From the runs that still train to all runs of the pack: the others have no points (a count of 0; the NaN beside it is none)."""

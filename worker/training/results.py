@@ -15,7 +15,7 @@ from regtrain.contract.models import LinearModel, times
 from regtrain.contract.runs import Run, points
 from regtrain.contract.series import SERIES
 from regtrain.contract.states import RunState, StopReason
-from worker.training import cautions, preprocess
+from worker.training import activations, cautions, preprocess
 from worker.training.certificates import certifier
 from worker.training.checkpoints import save
 from worker.training.device import environment
@@ -86,6 +86,7 @@ def tells_test(job: Job, run: Run) -> bool:
 def _series(job: Job, pack: Pack) -> list[str]:
     """The names of all series that this job reports, in the order in which they are shown."""
     spec, penalised = job.spec, bool(pack.penalties)
+    measured = activations.names(job.shape)
     present = {
         "loss/val": len(job.val) > 0,
         "accuracy/val": len(job.val) > 0 and isinstance(spec.loss, CrossEntropy | Binary),
@@ -93,6 +94,10 @@ def _series(job: Job, pack: Pack) -> list[str]:
         "gradient/clipped": spec.clip is not None,
         "signal/time": bool(times(job.shape)),
         "identity/batch_norm": spec.budget.accumulate == 1,
+        **dict.fromkeys(("decrease/expected", "decrease/quadratic", "decrease/actual", "histogram/update"), job.steps >= job.per_epoch),
+        **dict.fromkeys(("noise/trace", "noise/gradient", "noise/scale"), len(job.train) > 1),
+        "gradient/validation_cosine": len(job.val) > 0,
+        **{name: name in measured for name in (activations.DEAD, activations.FIRING, activations.SATURATED)},
         "penalty_gradient/norm": penalised,
         "penalty_gradient/cosine": penalised,
     }

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from regtrain.contract.datasets import feature_names
+from regtrain.contract.diagnostics import includes
 from regtrain.contract.events import Checkpointed, Points
 from regtrain.contract.models import Lsuv
 from regtrain.contract.ranges import concrete
@@ -22,6 +23,7 @@ from worker.training.initial import unit_variance
 from worker.training.pack import Pack
 from worker.training.points import Recorder
 from worker.training.prepare import Job
+from worker.training.probes import Batch, due, probe
 from worker.training.step import step
 from worker.training.stopping import Best
 
@@ -53,13 +55,16 @@ class Running:
         self.recorder.add(self.done, y.shape[-1], rates, step(self.pack, x, y, t=self.done, lr=lr, look=look), look=look)
         self.done += 1
         if self.done % self.job.per_epoch == 0:
-            self.evaluate()
+            self.evaluate((x, y, self.done - 1))
 
-    def evaluate(self) -> None:
-        """Loss and accuracy on the validation rows, where there are any; early stopping acts on them."""
-        if len(self.job.val):
-            with self.spending("evaluate"):
-                metrics, alive = evaluate(self.pack, self.job.val, "val"), self.pack.alive
+    def evaluate(self, last: Batch | None = None) -> None:
+        """Loss and accuracy on the validation rows, where there are any; early stopping acts on them. `last`: the batch of the last update, for the probes."""
+        alive = self.pack.alive
+        with self.spending("evaluate"):
+            if includes(self.pack.spec.diagnostics, "full") and due(self.done, per_epoch=self.job.per_epoch, steps=self.job.steps):
+                self.recorder.add_after(self.done, probe(self.pack, self.job.train, self.job.val, last), alive)
+            if len(self.job.val):
+                metrics = evaluate(self.pack, self.job.val, "val")
                 self.recorder.add_after(self.done, metrics, alive)
                 if self.done:
                     self.best.update(self.pack, self.done, metrics)

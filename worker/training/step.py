@@ -13,11 +13,12 @@ from regtrain.contract.models import BatchNorm
 from regtrain.contract.optimizers import Lbfgs, Proximal
 from regtrain.contract.regularizers import WeightDecay
 from worker.training import diagnostics
+from worker.training.activations import of_activations
 from worker.training.diagnostics import Measured
 from worker.training.losses import averaged
 from worker.training.losses import loss as loss_of
 from worker.training.losses import size as size_of
-from worker.training.models import Moments, backward, forward
+from worker.training.models import Moments, Passed, backward, forward
 from worker.training.optimizers import clipped
 from worker.training.pack import Pack
 from worker.training.regularizers import is_coupled, shortened
@@ -70,30 +71,34 @@ def _backward(pack: Pack, x: Tensor, y: Tensor, t: int, look: bool) -> tuple[Ten
         trace = forward(pack.net, x, kept=kept)
         loss, slope = averaged(*loss_of(spec.loss, trace.outputs, y, smoothing=pack.smoothing, weights=pack.class_weights), whole)
         deltas = backward(pack.net, trace, slope, add=False)
-        return loss, _signals(pack, [p.signal for p in trace.layers], deltas, look), [trace.moments]
+        return loss, _signals(pack, [trace.layers], [deltas], look), [trace.moments]
     parts = [_micro(pack, x, y, kept, slice(first, first + size), whole) for first in range(0, rows, size)]
-    signals = [_whole([p[1][layer] for p in parts]) for layer in range(len(pack.shape))]
-    deltas = [_whole([p[2][layer] for p in parts]) for layer in range(len(pack.shape))]
-    return torch.stack([p[0] for p in parts]).sum(0), _signals(pack, signals, deltas, look), [p[3] for p in parts]
+    return torch.stack([p[0] for p in parts]).sum(0), _signals(pack, [p[1] for p in parts], [p[2] for p in parts], look), [p[3] for p in parts]
 
 
-def _signals(pack: Pack, signals: list[Tensor], deltas: list[Tensor], look: bool) -> Measured:
-    preset = pack.spec.diagnostics
-    return diagnostics.of_signals(preset, signals, deltas, pack.size) | (diagnostics.of_time(preset, pack.shape, deltas) if look else {})
+def _signals(pack: Pack, layers: list[list[Passed]], deltas: list[list[Tensor]], look: bool) -> Measured:
+    """What both sides of every layer say of the whole batch. Both lists: of every micro-batch, of every layer."""
+    preset, every = pack.spec.diagnostics, range(len(pack.shape))
+    if not includes(preset, "standard"):
+        return {}
+    signals = [_whole([part[layer].signal for part in layers]) for layer in every]
+    whole = [_whole([part[layer] for part in deltas]) for layer in every]
+    measured = diagnostics.of_signals(preset, signals, whole, pack.size) | of_activations(preset, pack, layers)
+    return measured | (diagnostics.of_time(preset, pack.shape, whole) if look else {})
 
 
-def _micro(pack: Pack, x: Tensor, y: Tensor, kept: dict[str, Tensor] | None, part: slice, whole: Tensor | int) -> tuple[Tensor, list[Tensor], list[Tensor], Moments]:
+def _micro(pack: Pack, x: Tensor, y: Tensor, kept: dict[str, Tensor] | None, part: slice, whole: Tensor | int) -> tuple[Tensor, list[Passed], list[Tensor], Moments]:
     """One micro-batch of a batch whose size is `whole`: its share of the loss, its signals forward and backward; its gradient is added to those before."""
     some = None if kept is None else {place: mask[:, part] for place, mask in kept.items()}
     trace = forward(pack.net, x[..., part, :], kept=some)
     loss, slope = averaged(*loss_of(pack.spec.loss, trace.outputs, y[..., part], smoothing=pack.smoothing, weights=pack.class_weights), whole)
     deltas = backward(pack.net, trace, slope, add=part.start > 0)
-    return loss, [p.signal for p in trace.layers], deltas, trace.moments
+    return loss, trace.layers, deltas, trace.moments
 
 
 def _whole(parts: list[Tensor]) -> Tensor:
     """Micro-batches as one batch: rows are the second axis of dense signals and the first of images."""
-    return torch.cat(parts, 1 if parts[0].dim() == 3 else 0)
+    return parts[0] if len(parts) == 1 else torch.cat(parts, 1 if parts[0].dim() == 3 else 0)
 
 
 def _average(pack: Pack, moments: Moments, active: Tensor) -> None:

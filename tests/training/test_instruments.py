@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 from test_recurrent import slowly
+from torch import Tensor
 from torch.nn import functional as F
 from training_jobs import FROZEN, Outcome, inline, run, sgd, spec
 

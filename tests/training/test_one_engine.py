@@ -20,8 +20,8 @@ from regtrain.contract.errors import Diverged
 from regtrain.contract.events import Checkpointed, Event, Finished, Points, RunFinished, Started
 from regtrain.contract.job import JobSpec, parse
 from regtrain.contract.ranges import Searchable
-from regtrain.contract.states import RunState, StopReason
 from regtrain.contract.series import places, series_named
+from regtrain.contract.states import RunState, StopReason
 from worker.training import points as reporting
 from worker.training import running
 from worker.training.datasets import load, split

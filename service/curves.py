@@ -4,7 +4,6 @@ A bucket has its last, least and greatest value and its count: nothing is averag
 series have the same answer, at /gradients.
 """
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
@@ -14,13 +13,11 @@ from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, Field
 
 from regtrain.contract.errors import Problem, SpecRefused
-from regtrain.contract.job import JobSpec
-from regtrain.contract.runs import fold_of
 from regtrain.contract.series import BINS, BY_NAME, Shape, places, series_named
-from regtrain.store import jobs, series
+from regtrain.store import jobs, runs, series
 from regtrain.store.database import Database
-from regtrain.store.runs import values_of_runs
 from regtrain.store.series import Curve
+from regtrain.store.started import places_of
 from service import over as across
 from service.faces import Format, Record, chart, columns_of, contents, face_of, json_answer, nullable, printable, short, table_answer, text_answer, word
 from service.names import nearest
@@ -74,6 +71,7 @@ class CurveAnswer(BaseModel):
     count: list[int] | None = None
     nonfinite: list[Any] = Field(description="Exact: the places of values that are not finite, {x, value, layer}. Buckets: how many each has.")
     first_nonfinite: int | None = Field(description="The first step of the whole series with a value that is not finite.")
+    layers: list[str] | None = Field(None, description="The layers of this run's points, where its variant does not have those of the whole answer.")
 
 
 class SpreadAnswer(BaseModel):
@@ -82,6 +80,7 @@ class SpreadAnswer(BaseModel):
     series: str
     values: dict[str, float]
     """Path → value of everything that was searched."""
+    variant: str | None
     fold: int | None
     """The fold that all of them are of."""
     runs: list[int]
@@ -100,6 +99,8 @@ class SpreadAnswer(BaseModel):
     nonfinite: list[Any]
     """Runs whose value at this step is not finite."""
     first_nonfinite: int | None
+    layers: list[str] | None = None
+    """As for single runs."""
 
 
 class CurvesAnswer(BaseModel):
@@ -127,7 +128,7 @@ EXAMPLE_OVER = {
     "over": "seeds",
     "series": [
         {
-            "series": "loss/train", "values": {"regularizers.0.lambda": 0.1}, "fold": None, "runs": [0, 1], "unit": "loss", "exact": True, "x": [0, 1], "mean": [2.3, 1.8], "min": [2.2, 1.8],
+            "series": "loss/train", "values": {"regularizers.0.lambda": 0.1}, "variant": None, "fold": None, "runs": [0, 1], "unit": "loss", "exact": True, "x": [0, 1], "mean": [2.3, 1.8], "min": [2.2, 1.8],
             "max": [2.4, 1.8], "standard_error": [0.1, None], "n": [2, 1], "nonfinite": [0, 0], "first_nonfinite": None,
         }
     ],
@@ -189,15 +190,15 @@ class Found:
     curves: list[Curve]
     recorded: list[str]
     layers: list[str] | None
-    steps_per_epoch: int
+    """Of all curves; one of a variant without some of them has `layers` of its own."""
     axis: Literal["step", "epoch"]
     spreads: list[across.Spread] | None = None
     """With `over=seeds`, in place of the curves."""
     shape: Shape = "scalar"
 
-    def along(self, steps: Any) -> list[float]:
+    def along(self, curve: "Curve | across.Spread") -> list[float]:
         """Steps in the unit of the axis."""
-        return (steps / self.steps_per_epoch if self.axis == "epoch" else steps).tolist()
+        return (curve.x / curve.steps_per_epoch if self.axis == "epoch" else curve.x).tolist()
 
 
 def answer(request: Request, db: Database, job_id: str, wanted: Wanted, *, shape: Shape, format: Any) -> Response:
@@ -210,7 +211,7 @@ def answer(request: Request, db: Database, job_id: str, wanted: Wanted, *, shape
             return text_answer(as_text(found))
         case face:
             if found.spreads is not None:
-                return table_answer(face, across.records(found.spreads, found.layers, steps_per_epoch=found.steps_per_epoch), columns=across.columns(found.spreads))
+                return table_answer(face, across.records(found.spreads), columns=across.columns(found.spreads))
             return table_answer(face, records(found), columns=COLUMNS)
 
 
@@ -225,48 +226,45 @@ def find(db: Database, job_id: str, wanted: Wanted, *, shape: Shape) -> Found:
     recorded = [name for name in series.names(db, job_id) if _shape(name) == shape]
     chosen = _names(wanted.names, shape, recorded)
     indices = _runs(wanted.runs, job.runs)
-    known, layers = _places(job.started or {}, wanted.layers, shape)
+    known, layers = _places(job.started, wanted.layers, shape)
     points = _points(wanted.points, curves=max(1, len(chosen) * (job.runs if indices is None else len(indices)) * (len(layers or known) or 1)))
     if shape == "histogram" and wanted.over:
         raise SpecRefused([Problem("over", "histograms of several seeds are not averaged", "leave over out, and choose runs=")])
     if wanted.first is not None and wanted.last is not None and wanted.first > wanted.last:
         raise SpecRefused([Problem("from", f"step {wanted.first} lies behind step {wanted.last}", "from must not be greater than to")])
     curves = series.read(db, job_id, series=chosen, runs=indices, first=wanted.first, last=wanted.last, points=points, layers=layers)
-    together = _over_seeds(db, job, curves) if wanted.over else None
-    return Found(
-        job_id, curves, recorded, (layers or known) if shape != "scalar" else None, (job.started or {}).get("steps_per_epoch", 1), wanted.axis, together, shape=shape
-    )  # fmt: skip
+    together = across.seeds(curves, runs.every(db, job_id)) if wanted.over else None
+    return Found(job_id, curves, recorded, (layers or known) if shape != "scalar" else None, wanted.axis, together, shape=shape)
 
 
-def _places(started: dict[str, Any], wanted: str | None, shape: Shape) -> tuple[list[str], list[str] | None]:
+def _places(started: dict[str, Any] | None, wanted: str | None, shape: Shape) -> tuple[list[str], list[str] | None]:
     """What the numbers of a point belong to, and which of them are wanted; of a histogram the bins of the layers that are."""
-    names: list[str] = started.get("layers", [])
-    known = places(shape, layers=names, times=started.get("times", {}))
+    known = places_of(started, shape)
     if shape != "histogram":
         return known, _layers(wanted, known)
-    chosen = _layers(wanted, names)
+    chosen = _layers(wanted, places_of(started, "per_layer"))
     return known, None if chosen is None else places(shape, layers=chosen, times={})
-
-
-def _over_seeds(db: Database, job: jobs.Job, curves: list[Curve]) -> list[across.Spread]:
-    spec = JobSpec.model_validate_json(json.dumps(job.spec))
-    return across.seeds(curves, values_of_runs(db, job.id), lambda run: fold_of(spec, run))
 
 
 def as_json(found: Found) -> dict[str, Any]:
     head = {"job": found.job, "x": found.axis, "over": None if found.spreads is None else "seeds", "recorded": found.recorded, "layers": found.layers}
     if found.spreads is not None:
-        return {**head, "series": [across.as_json(spread, found.along(spread.x)) for spread in found.spreads]}
+        return {**head, "series": [{**across.as_json(spread, found.along(spread)), **_own_layers(spread.layers, found)} for spread in found.spreads]}
     if found.shape == "histogram":
-        layers = [place.removesuffix(f".{BINS[0]}") for place in (found.layers or [])[:: len(BINS)]]
-        return {**head, "layers": layers, "bins": list(BINS), "series": [_curve(_binned(curve), found) for curve in found.curves]}
+        layers = _of_bins(found.layers)
+        return {**head, "layers": layers, "bins": list(BINS), "series": [_curve(_binned(curve), replace(found, layers=layers)) for curve in found.curves]}
     return {**head, "series": [_curve(curve, found) for curve in found.curves]}
 
 
 def _binned(curve: Curve) -> Curve:
     """A histogram's numbers as (n, layers, bins)."""
     arrays = {name: getattr(curve, name) for name in ("y", "last", "min", "max", "nonfinite")}
-    return replace(curve, **{name: array.reshape(len(array), -1, len(BINS)) for name, array in arrays.items() if array is not None})
+    return replace(curve, layers=_of_bins(curve.layers), **{name: array.reshape(len(array), -1, len(BINS)) for name, array in arrays.items() if array is not None})
+
+
+def _of_bins(places: list[str] | None) -> list[str]:
+    """The layers of which these are the bins."""
+    return [place.removesuffix(f".{BINS[0]}") for place in (places or [])[:: len(BINS)]]
 
 
 def records(found: Found) -> Iterator[Record]:
@@ -274,9 +272,9 @@ def records(found: Found) -> Iterator[Record]:
     for curve in found.curves:
         last, low, high = (curve.y, curve.y, curve.y) if curve.exact else (curve.last, curve.min, curve.max)
         for i, step in enumerate(curve.x.tolist()):
-            base = {"series": curve.series, "run": curve.run, "layer": None, "step": step, "epoch": step / found.steps_per_epoch}
-            for place, layer in enumerate(found.layers or [None]):
-                at = i if found.layers is None else (i, place)
+            base = {"series": curve.series, "run": curve.run, "layer": None, "step": step, "epoch": step / curve.steps_per_epoch}
+            for place, layer in enumerate(curve.layers or [None]):
+                at = i if curve.layers is None else (i, place)
                 count = 1 if curve.exact else int(_there(curve.count)[i])
                 bad = int(not np.isfinite(_there(curve.y)[at])) if curve.exact else int(_there(curve.nonfinite)[at])
                 yield {**base, "layer": layer, "value": float(_there(last)[at]), "min": float(_there(low)[at]), "max": float(_there(high)[at]), "count": count, "nonfinite": bad}
@@ -287,7 +285,7 @@ def as_text(found: Found) -> str:
     if not found.curves:
         return f"{found.job}: no points yet" + (f"; recorded: {', '.join(found.recorded)}" if found.recorded else "") + "\n"
     if found.spreads is not None:
-        return "\n\n".join("\n".join(across.drawn(spread, found.layers, found.along(spread.x), axis=found.axis)) for spread in found.spreads) + "\n"
+        return "\n\n".join("\n".join(across.drawn(spread, found.along(spread), axis=found.axis)) for spread in found.spreads) + "\n"
     return "\n\n".join("\n".join(_drawn(curve, found)) for curve in found.curves) + "\n"
 
 
@@ -295,10 +293,10 @@ def _drawn(curve: Curve, found: Found) -> Iterator[str]:
     declared = series_named(curve.series)
     unit = f" [{declared.unit}]" if declared and declared.unit else ""
     values = _there(curve.y if curve.exact else curve.last)
-    x = found.along(curve.x)
+    x = found.along(curve)
     shown = sorted({round(i) for i in np.linspace(0, len(x) - 1, min(TABLE_ROWS, len(x)))})
     yield f"{printable(curve.series)}{unit}, run {curve.run}" + ("" if curve.exact else f", last of each {curve.bucket} steps")
-    if found.layers is None:
+    if curve.layers is None:
         yield from chart(x, values.tolist(), log=declared is not None and declared.scale == "log" and bool((values > 0).any()), x_label=found.axis)
         yield from columns_of([[found.axis, *(short(x[i]) for i in shown)], ["value", *(short(float(values[i])) for i in shown)]])
     elif found.shape == "histogram":
@@ -306,21 +304,25 @@ def _drawn(curve: Curve, found: Found) -> Iterator[str]:
         filled = [(place, short(float(v))) for place, v in zip(found.layers, values[-1], strict=True) if v]
         yield from columns_of([["bin", *(place for place, _ in filled)], ["entries", *(count for _, count in filled)]])
     else:
-        yield from columns_of([[found.axis, *found.layers], *([short(x[i]), *(short(float(v)) for v in values[i])] for i in shown)])
+        yield from columns_of([[found.axis, *curve.layers], *([short(x[i]), *(short(float(v)) for v in values[i])] for i in shown)])
     if curve.first_nonfinite is not None:
         yield f"first value that is not finite: step {curve.first_nonfinite}"
 
 
 def _curve(curve: Curve, found: Found) -> dict[str, Any]:
     declared = series_named(curve.series)
-    x = found.along(curve.x)
+    x = found.along(curve)
     head = {"series": curve.series, "run": curve.run, "unit": declared.unit if declared else "", "exact": curve.exact, "x": x}
     if curve.exact:
         y = _there(curve.y)
-        body = {"y": nullable(y), "nonfinite": _nonfinite(y, x, found.layers)}
+        body = {"y": nullable(y), "nonfinite": _nonfinite(y, x, curve.layers)}
     else:
         body = {name: nullable(_there(getattr(curve, name))) for name in ("last", "min", "max", "count", "nonfinite")}
-    return {**head, **body, "first_nonfinite": curve.first_nonfinite}
+    return {**head, **_own_layers(curve.layers, found), **body, "first_nonfinite": curve.first_nonfinite}
+
+
+def _own_layers(layers: list[str] | None, found: Found) -> dict[str, Any]:
+    return {} if layers == found.layers else {"layers": layers}
 
 
 def _nonfinite(y: Any, x: list[float], layers: list[str] | None) -> list[dict[str, Any]]:

@@ -4,7 +4,7 @@ Exact points are aggregated as they are, buckets by their last values. All value
 has stopped (or is not there yet) is left out of it, and out of its n. Numbers that are not finite are counted, and are in no mean.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from regtrain.contract.series import series_named
+from regtrain.store.runs import Run
 from regtrain.store.series import Curve
 from service.faces import Record, chart, columns_of, nullable, printable, short
 
@@ -27,6 +28,7 @@ class Spread:
 
     series: str
     values: Values
+    variant: str | None
     fold: int | None
     runs: list[int]
     exact: bool
@@ -42,17 +44,20 @@ class Spread:
     nonfinite: NDArray[np.int64]
     first_nonfinite: int | None
     bucket: int
+    layers: list[str] | None
+    steps_per_epoch: int
 
 
-def seeds(curves: Sequence[Curve], values: Sequence[Values], fold: Callable[[int], int | None]) -> list[Spread]:
-    """One spread a series, set of values and fold, in the order in which they first appear. `values`: of every run of the job, by index."""
-    groups: dict[tuple[str, tuple[tuple[str, float], ...], int | None], list[Curve]] = {}
+def seeds(curves: Sequence[Curve], runs: Sequence[Run]) -> list[Spread]:
+    """One spread a series, set of values and fold, in the order in which they first appear. `runs`: all of the job, by index."""
+    groups: dict[tuple[Any, ...], list[Curve]] = {}
     for curve in curves:
-        groups.setdefault((curve.series, tuple(values[curve.run].items()), fold(curve.run)), []).append(curve)
-    return [_spread(members, dict(shared), place) for (_, shared, place), members in groups.items()]
+        run = runs[curve.run]
+        groups.setdefault((curve.series, run.point, run.fold, run.outer, run.refit), []).append(curve)
+    return [_spread(members, runs[members[0].run]) for members in groups.values()]
 
 
-def _spread(members: Sequence[Curve], values: Values, fold: int | None) -> Spread:
+def _spread(members: Sequence[Curve], of: Run) -> Spread:
     width = max(curve.bucket for curve in members)
     parts = [_coarse(curve, width) for curve in members]
     x = np.unique(np.concatenate([part[0] for part in parts]))
@@ -66,8 +71,9 @@ def _spread(members: Sequence[Curve], values: Values, fold: int | None) -> Sprea
     sound = np.isfinite(taken) & present
     stopped = [curve.first_nonfinite for curve in members if curve.first_nonfinite is not None]
     return Spread(
-        series=members[0].series, values=values, fold=fold, runs=[curve.run for curve in members], exact=width == 1, x=x, **_statistics(taken, sound),
-        n=sound.sum(0), nonfinite=(present & ~sound).sum(0), first_nonfinite=min(stopped, default=None), bucket=width,
+        series=members[0].series, values=of.values, variant=of.variant, fold=of.fold, runs=[curve.run for curve in members], exact=width == 1, x=x, **_statistics(taken, sound),
+        n=sound.sum(0), nonfinite=(present & ~sound).sum(0), first_nonfinite=min(stopped, default=None), bucket=width, layers=members[0].layers,
+        steps_per_epoch=members[0].steps_per_epoch,
     )  # fmt: skip
 
 
@@ -98,45 +104,67 @@ def _coarse(curve: Curve, width: int) -> tuple[NDArray[np.int64], Array, NDArray
 
 def as_json(spread: Spread, x: list[float]) -> dict[str, Any]:
     declared = series_named(spread.series)
-    head = {"series": spread.series, "values": spread.values, "fold": spread.fold, "runs": spread.runs, "unit": declared.unit if declared else "", "exact": spread.exact, "x": x}
+    head = {
+        "series": spread.series,
+        "values": spread.values,
+        "variant": spread.variant,
+        "fold": spread.fold,
+        "runs": spread.runs,
+        "unit": declared.unit if declared else "",
+        "exact": spread.exact,
+        "x": x,
+    }
     numbers = {name: nullable(getattr(spread, name)) for name in STATISTICS}
     return {**head, **numbers, "n": spread.n.tolist(), "nonfinite": spread.nonfinite.tolist(), "first_nonfinite": spread.first_nonfinite}
 
 
 def columns(spreads: Sequence[Spread]) -> list[str]:
     """Of the table: the searched values stand as columns of their own."""
-    return ["series", *dict.fromkeys(path for spread in spreads for path in spread.values), "fold", "layer", "step", "epoch", *STATISTICS, "n", "nonfinite"]
+    variants = ["variant"] if any(spread.variant for spread in spreads) else []
+    return ["series", *variants, *dict.fromkeys(path for spread in spreads for path in spread.values), "fold", "layer", "step", "epoch", *STATISTICS, "n", "nonfinite"]
 
 
-def records(spreads: Sequence[Spread], layers: list[str] | None, *, steps_per_epoch: int) -> Iterator[Record]:
+def records(spreads: Sequence[Spread]) -> Iterator[Record]:
     """One record a point (and layer)."""
     for spread in spreads:
         for i, step in enumerate(spread.x.tolist()):
-            for place, layer in enumerate(layers or [None]):
-                at = i if layers is None else (i, place)
+            for place, layer in enumerate(spread.layers or [None]):
+                at = i if spread.layers is None else (i, place)
                 numbers: dict[str, float | None] = {name: float(getattr(spread, name)[at]) for name in STATISTICS}
                 numbers["standard_error"] = numbers["standard_error"] if spread.n[at] > 1 else None  # unknown, which is not NaN
-                place_of = {"series": spread.series, **spread.values, "fold": spread.fold, "layer": layer, "step": step, "epoch": step / steps_per_epoch}
+                place_of = {
+                    "series": spread.series,
+                    **({"variant": spread.variant} if spread.variant else {}),
+                    **spread.values,
+                    "fold": spread.fold,
+                    "layer": layer,
+                    "step": step,
+                    "epoch": step / spread.steps_per_epoch,
+                }
                 yield {**place_of, **numbers, "n": int(spread.n[at]), "nonfinite": int(spread.nonfinite[at])}
 
 
-def drawn(spread: Spread, layers: list[str] | None, x: list[float], *, axis: str) -> Iterator[str]:
+def drawn(spread: Spread, x: list[float], *, axis: str) -> Iterator[str]:
     """A chart of the mean and a short table; with layers, mean ± standard error of each."""
     declared = series_named(spread.series)
     unit = f" [{declared.unit}]" if declared and declared.unit else ""
-    of = "".join(f", {path} = {short(value)}" for path, value in spread.values.items()) + ("" if spread.fold is None else f", fold {spread.fold}")
+    of = (
+        (f", {printable(spread.variant)}" if spread.variant else "")
+        + "".join(f", {path} = {short(value)}" for path, value in spread.values.items())
+        + ("" if spread.fold is None else f", fold {spread.fold}")
+    )
     shown = sorted({round(i) for i in np.linspace(0, len(x) - 1, min(TABLE_ROWS, len(x)))})
     yield f"{printable(spread.series)}{unit}{of}, mean over {len(spread.runs)} run{'s' * (len(spread.runs) != 1)}" + (
         "" if spread.exact else f", last of each {spread.bucket} steps"
     )
-    if layers is None:
+    if spread.layers is None:
         yield from chart(x, spread.mean.tolist(), log=declared is not None and declared.scale == "log" and bool((spread.mean > 0).any()), x_label=axis)
         names = [*STATISTICS[:-1], "± s.e.", "n"]
         numbers = [[short(float(getattr(spread, name)[i])) for name in STATISTICS[:-1]] + [_error(spread, i), str(int(spread.n[i]))] for i in shown]
         yield from columns_of([[axis, *names], *([short(x[i]), *row] for i, row in zip(shown, numbers, strict=True))])
     else:
-        cells = [[f"{short(float(spread.mean[i, at]))} ± {_error(spread, (i, at))}" for at in range(len(layers))] for i in shown]
-        yield from columns_of([[axis, *layers], *([short(x[i]), *row] for i, row in zip(shown, cells, strict=True))])
+        cells = [[f"{short(float(spread.mean[i, at]))} ± {_error(spread, (i, at))}" for at in range(len(spread.layers))] for i in shown]
+        yield from columns_of([[axis, *spread.layers], *([short(x[i]), *row] for i, row in zip(shown, cells, strict=True))])
     if spread.first_nonfinite is not None:
         yield f"first value that is not finite: step {spread.first_nonfinite}"
 

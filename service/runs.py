@@ -19,8 +19,16 @@ class RunAnswer(BaseModel):
     values: dict[str, float]
     """Path → value of everything that was searched."""
     seed: int
-    fold: int | None
     variant: str | None
+    """Label of its variant."""
+    point: int | None
+    """Place of its values in the table of scores; null for the refit of the choice."""
+    fold: int | None
+    """The fold that it was trained without."""
+    outer: int | None
+    """Nested folds: the outer fold that it knows nothing of."""
+    refit: bool
+    """Trained on all training rows."""
     state: str
     steps: int
     stop_reason: str | None
@@ -43,8 +51,8 @@ class RunList(BaseModel):
 EXAMPLE = {
     "runs": [
         {
-            "index": 0, "values": {"regularizers.0.lambda": 0.001}, "seed": 0, "fold": None, "variant": None, "state": "succeeded", "steps": 400, "stop_reason": "budget",
-            "metrics": {"loss/val": 0.41}, "best": {"step": 380, "loss/val": 0.4}, "zeros": {"head.weight": 12}, "coefficients": None, "first_nonfinite": None,
+            "index": 0, "values": {"regularizers.0.lambda": 0.001}, "seed": 0, "variant": None, "point": 0, "fold": None, "outer": None, "refit": False, "state": "succeeded",
+            "steps": 400, "stop_reason": "budget", "metrics": {"loss/val": 0.41}, "best": {"step": 380, "loss/val": 0.4}, "zeros": {"head.weight": 12}, "coefficients": None, "first_nonfinite": None,
             "certificate": {"objective": 0.52, "duality_gap": 3e-13, "relative_gap": 5.8e-13, "kkt_violation": 2e-12, "closed_form_distance": None},
         }
     ],
@@ -88,8 +96,11 @@ def shown(run: Run) -> dict[str, Any]:
         "index": run.index,
         "values": run.values,
         "seed": run.seed,
+        "variant": run.variant,
+        "point": run.point,
         "fold": run.fold,
-        "variant": None,
+        "outer": run.outer,
+        "refit": run.refit,
         "state": run.state,
         "steps": run.steps,
         "stop_reason": run.stop_reason,
@@ -107,6 +118,7 @@ def record(run: Run) -> Record:
     metrics = {name: value for name, value in run.metrics.items() if name != "nonfinite"} | run.metrics.get("nonfinite", {})
     return {
         "index": run.index,
+        **{name: value for name in ("variant", "fold", "outer") if (value := getattr(run, name)) is not None},
         "seed": run.seed,
         "state": run.state,
         "steps": run.steps,

@@ -23,7 +23,7 @@ from sqlalchemy.exc import OperationalError
 from ulid import ULID
 
 from regtrain.contract.errors import StaleAttempt
-from regtrain.contract.events import Checkpointed, Event, Failed, Finished, Log, Points, RunFinished, Started
+from regtrain.contract.events import Checkpointed, Event, Failed, Finished, Log, PackBegun, Points, RunFinished, Started
 from regtrain.contract.states import Intent
 from regtrain.store import files, jobs, nudge, workers
 from regtrain.store.database import Database, open_database
@@ -250,7 +250,7 @@ class Attempt:
         self._settings = settings
         self._wish: Wish | None = None
         self._nudged = False
-        self._steps = 0
+        self._pack_steps: list[int] = []
         self._step = 0
         self._heard = self._last_beat = time.monotonic()
         self._deadline = float("inf")
@@ -279,7 +279,7 @@ class Attempt:
         for said in messages:
             self._heard = time.monotonic()
             match said:
-                case Started() | Points() | RunFinished() | Log():
+                case Started() | PackBegun() | Points() | RunFinished() | Log():
                     self._count(said)
                     reports.append(said)
                 case Checkpointed():
@@ -339,9 +339,9 @@ class Attempt:
     def _count(self, event: Event) -> None:
         """The step counter of the heartbeat: updates of all packs so far."""
         if isinstance(event, Started):
-            self._steps = event.steps
+            self._pack_steps = event.steps_of_packs
         if isinstance(event, Started | Points):
-            self._step = event.pack * self._steps + event.step
+            self._step = sum(self._pack_steps[: event.pack]) + event.step
 
     def _report(self, reports: list[Event]) -> None:
         """Also without events this is the fence: nothing below happens to a job that is no longer ours."""

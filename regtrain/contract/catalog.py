@@ -13,7 +13,9 @@ from regtrain.contract.ranges import SHAPES
 from regtrain.contract.regularizers import Regularizer
 from regtrain.contract.selection import Selection
 from regtrain.contract.series import SERIES
+from regtrain.contract.variants import Variant
 
+RANGES = tuple(shape.__name__ for shape in SHAPES.values())
 FAMILIES: dict[str, Any] = {
     "datasets": Dataset,
     "models": Model,
@@ -36,7 +38,7 @@ def catalog() -> dict[str, Any]:
     """Every family with its kinds, each with its meaning and its fields; the ranges; the series."""
     return {
         "families": {family: [_kind(part) for part in _members(union)] for family, union in FAMILIES.items()},
-        "job": [_part(part) for part in (JobSpec, Budget, Selection)],
+        "job": [_part(part) for part in (JobSpec, Budget, Selection, Variant)],
         "ranges": [{**_part(shape[float]), "doc": cleandoc(shape.__doc__)} for shape in SHAPES.values()],
         "series": [
             {"name": s.name, "symbol": s.symbol, "unit": s.unit, "shape": s.shape, "scale": s.scale, "better": s.better, "preset": s.preset, "meaning": s.meaning} for s in SERIES
@@ -71,7 +73,7 @@ def _words(field: dict[str, Any], definitions: dict[str, Any]) -> str:
     """A field's schema in words, with its bounds."""
     if "$ref" in field:
         target = field["$ref"].rsplit("/", 1)[1]
-        if target.split("_")[0] in ("Values", "Log", "Linear"):
+        if target.split("_")[0] in RANGES:
             return target.lower()
         return f"`{definitions[target].get('properties', {}).get('kind', {}).get('const', target.lower())}`"
     for key in ("oneOf", "anyOf"):
@@ -89,5 +91,5 @@ def _words(field: dict[str, Any], definitions: dict[str, Any]) -> str:
 
 def _alternatives(options: list[dict[str, Any]], definitions: dict[str, Any]) -> str:
     words = [_words(option, definitions) for option in options]
-    plain = [word for word in words if not word.startswith(("values", "log", "linear"))]
+    plain = [word for word in words if not word.startswith(tuple(name.lower() for name in RANGES))]
     return " | ".join(plain) + (" or a range" if len(plain) < len(words) else "")

@@ -24,7 +24,7 @@ class Started:
     packs: list[list[int]]
     """The indices of the runs of each pack, in training order: stored with the first attempt and kept by later ones."""
     steps: int
-    """Steps of one run's whole budget."""
+    """Steps of one run's whole budget, of the first pack; others are told as they begin."""
     steps_per_epoch: int
     layers: list[str]
     series: list[str]
@@ -36,8 +36,31 @@ class Started:
     """Found in the data; source `data`."""
     times: dict[str, int] = field(default_factory=dict[str, int])
     """Recurrent layer → how many time steps it makes."""
+    pack_steps: list[int] = field(default_factory=list[int])
+    """Steps of each pack, where they differ."""
     pack: int = 0
     step: int = 0
+
+    @property
+    def steps_of_packs(self) -> list[int]:
+        return self.pack_steps or [self.steps] * len(self.packs)
+
+
+@dataclass(frozen=True)
+class PackBegun:
+    """Training of a pack begins, or goes on: what may differ from pack to pack, and what its runs did not have when the job was submitted."""
+
+    pack: int
+    layers: list[str]
+    steps: int
+    """Of one run's whole budget."""
+    steps_per_epoch: int
+    runs: list[int]
+    """The runs that train; the others of the pack have been left out."""
+    values: list[dict[str, float]]
+    """Of these runs: path → value of everything that was searched."""
+    variant: str | None = None
+    times: dict[str, int] = field(default_factory=dict[str, int])
 
 
 @dataclass(frozen=True)
@@ -71,8 +94,6 @@ class RunFinished:
     """Exact zeros of each penalised tensor."""
     coefficients: dict[str, Any] | None = None
     """Linear models: weights and intercept in the units of the raw columns, and of the standardized ones."""
-    values: dict[str, float] | None = None
-    """The chosen values, of the refit alone: it did not have them when the job was submitted."""
     first_nonfinite: dict[str, Any] | None = None
     """Where a diverged run first met a number that is not finite: step, series, layer."""
     certificate: dict[str, float | None] | None = None
@@ -112,7 +133,7 @@ class Failed:
     detail: str = ""
 
 
-Event = Started | Points | RunFinished | Checkpointed | Log | Finished | Failed
+Event = Started | PackBegun | Points | RunFinished | Checkpointed | Log | Finished | Failed
 KINDS: dict[str, type[Event]] = {kind.__name__: kind for kind in get_args(Event)}
 _ENUMS = {"state": RunState, "stop_reason": StopReason, "failure": Failure}
 

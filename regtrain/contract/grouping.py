@@ -18,9 +18,22 @@ def fewest(spec: JobSpec, facts: Facts) -> int:
     train, count, sizes = counts(spec.dataset, facts, seed=spec.seed).train, spec.selection.folds, training_sizes(spec, facts)
     if count is None:
         return train
+    if spec.selection.outer and not spec.selection.grouped:
+        train -= ceil(train / spec.selection.outer)
     if not spec.selection.grouped or sizes is None or len(sizes) < count:
         return train - ceil(train / count)
     return int(sizes.sum()) - max(int(sizes[fold].sum()) for fold in group_folds(sizes, spec.selection, seed=spec.seed))
+
+
+def smallest_outer(spec: JobSpec, facts: Facts) -> int:
+    """Rows, or groups where folds hold whole groups, that are left beside the outer fold that takes most of them."""
+    train, outer, sizes = counts(spec.dataset, facts, seed=spec.seed).train, spec.selection.outer or 1, training_sizes(spec, facts)
+    if not spec.selection.grouped or sizes is None:
+        return train - ceil(train / outer)
+    if len(sizes) < outer:
+        return 0
+    cut = group_folds(sizes, spec.selection.model_copy(update={"folds": outer, "repeats": 1}), seed=spec.seed)
+    return len(sizes) - max(len(fold) for fold in cut)
 
 
 def training_sizes(spec: JobSpec, facts: Facts) -> Numbers | None:

@@ -11,7 +11,7 @@ from pydantic import Field, ValidationError
 from regtrain.contract.base import Part, is_list, is_object
 from regtrain.contract.datasets import Counts, Dataset
 from regtrain.contract.diagnostics import Diagnostics
-from regtrain.contract.errors import SpecRefused
+from regtrain.contract.errors import Problem, SpecRefused
 from regtrain.contract.given import given_of as given_of
 from regtrain.contract.losses import Loss
 from regtrain.contract.models import Model
@@ -20,6 +20,7 @@ from regtrain.contract.ranges import SHAPES
 from regtrain.contract.refusals import problems
 from regtrain.contract.regularizers import Regularizer
 from regtrain.contract.selection import Selection
+from regtrain.contract.variants import NoSuchPlace, Variants, changed
 
 Whole = Annotated[int, Field(ge=0, le=2**53)]
 Label = Annotated[str, Field(max_length=200)]
@@ -56,8 +57,10 @@ class JobSpec(Part):
     """Acts on the accumulated gradient, coupled penalties included, before the step."""
     budget: Budget = Budget()
     """Epochs and batches."""
+    variants: Variants = ()
+    """Alternatives that may differ in shape, each trained with all ranges, folds and seeds. Without any, the spec as it stands."""
     selection: Selection = Selection()
-    """Repetitions."""
+    """Repetitions, and the rule that chooses."""
     seed: Whole = 0
     """Seed of the job: held-out rows follow from it; initial weights, row order and noise from it and the run's seed."""
     dtype: Literal["float32", "float64"] = "float32"
@@ -78,9 +81,12 @@ def parse(body: bytes | str) -> JobSpec:
     """
     given = given_of(body)
     try:
-        return JobSpec.model_validate_json(body)
+        spec = JobSpec.model_validate_json(body)
     except ValidationError as refusal:
         raise SpecRefused(problems(refusal, given, root=JobSpec)) from None
+    if found := [problem for place in range(len(spec.variants)) for problem in _of_variant(spec, place)]:
+        raise SpecRefused(found)
+    return spec
 
 
 def resolved(spec: JobSpec) -> dict[str, Any]:
@@ -112,8 +118,23 @@ def steps(spec: JobSpec, rows: Counts) -> int:
     return spec.budget.epochs * steps_per_epoch(spec, rows)
 
 
+def _of_variant(spec: JobSpec, place: int) -> Iterator[Problem]:
+    """What is wrong with a variant's values, at the paths in its `set`."""
+    variant, at = spec.variants[place], f"variants.{place}"
+    if variant.label in [other.label for other in spec.variants[:place]]:
+        yield Problem(f"{at}.label", f"the label {variant.label!r} stands twice", "give each variant its own label")
+    given = {name: value for name, value in resolved(spec).items() if name != "variants"}
+    try:
+        given = changed(given, variant.set)
+        JobSpec.model_validate_json(json.dumps(given))
+    except NoSuchPlace as lost:
+        yield Problem(f"{at}.set", str(lost), "paths are those of the resolved spec, entries of lists by number")
+    except ValidationError as refusal:
+        yield from (Problem(f"{at}.set.{problem.path}", problem.message, problem.hint) for problem in problems(refusal, given, root=JobSpec))
+
+
 def _origins(value: Any, given: Any, path: str) -> Iterator[tuple[str, str]]:
-    if is_object(value) and not any(is_list(value.get(key)) for key in SHAPES):
+    if is_object(value) and not any(key in value for key in SHAPES if path != "metadata"):
         for key, inner in value.items():
             yield from _origins(inner, given[key] if is_object(given) and key in given else _ABSENT, f"{path}.{key}" if path else key)
     elif is_list(value) and value and isinstance(value[0], dict):

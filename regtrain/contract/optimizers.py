@@ -7,6 +7,7 @@ from pydantic import Field
 from regtrain.contract.base import Part
 from regtrain.contract.ranges import Number, Searchable
 
+Tolerance = Annotated[float, Field(ge=0, lt=1)]
 LearningRate = Annotated[Number, Searchable(gt=0)]
 
 
@@ -86,6 +87,8 @@ class Proximal(Part):
     step: Literal["auto", "backtracking"] = "auto"
     """`auto`: 1/L for linear models, L the largest curvature of loss and l2 on these rows; else, and with `backtracking`, the largest s that keeps
     ⟨∇f(w) − ∇f(y), w − y⟩ ≤ ‖w − y‖²/s, halved until it does and a tenth larger at each new step."""
+    tolerance: Tolerance = 0.0
+    """A run whose objective can fall by about this share at most has converged and stops: max|w − prox(w − s·∇f)|/s · Σ|w| ≤ tolerance · objective. 0: never."""
 
 
 class Lbfgs(Part):
@@ -94,6 +97,8 @@ class Lbfgs(Part):
     """
 
     kind: Literal["lbfgs"]
+    tolerance: Tolerance = 0.0
+    """A run whose objective can fall by about this share at most has converged and stops: max|∇f| · Σ|w| ≤ tolerance · objective. 0: never."""
     history: Annotated[int, Field(ge=1, le=100)] = 10
     """How many steps it remembers."""
 

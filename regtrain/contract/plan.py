@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from regtrain.contract.checks import shape_of
 from regtrain.contract.datasets import Counts, Facts, counts
 from regtrain.contract.job import JobSpec, batch_size, resolved, steps, steps_per_epoch
-from regtrain.contract.models import parameters
+from regtrain.contract.models import Layer, parameters
 from regtrain.contract.runs import PACK_BYTES, bytes_of_run, expand, packs, vectors_of
 from regtrain.contract.theory import Signal, signal
+from regtrain.contract.variants import specs_of
 
 DEVICES = tuple(PACK_BYTES)
 ITEM_BYTES = {"float32": 4, "float64": 8}
@@ -23,8 +24,18 @@ class LayerPlan:
 
 
 @dataclass(frozen=True)
+class VariantPlan:
+    """What one variant comes to."""
+
+    label: str
+    layers: list[LayerPlan]
+    parameters: int
+    steps: int
+
+
+@dataclass(frozen=True)
 class Plan:
-    """What training this spec would be."""
+    """What training this spec would be. Layers, parameters and steps are those of the spec as it stands; of variants they stand in `variants`."""
 
     runs: int
     packs: dict[str, list[int]]
@@ -44,27 +55,43 @@ class Plan:
     """Memory of all rows on the device."""
     signal: Signal
     """What mean-field theory predicts for the first run before its first update."""
+    variants: list[VariantPlan]
 
 
 def plan(spec: JobSpec, facts: Facts) -> Plan:
     """The plan of a spec that `check` has accepted."""
-    shape, sizes, item = shape_of(spec, facts), counts(spec.dataset, facts, seed=spec.seed), ITEM_BYTES[spec.dtype]
-    runs, batch = expand(spec), batch_size(spec, sizes)
-    each = bytes_of_run(shape, batch=batch, item_bytes=item, vectors=vectors_of(spec.optimizer))
-    of_packs = {device: [len(pack) for pack in packs(runs, shape=shape, batch=batch, item_bytes=item, device=device)] for device in DEVICES}
+    shape, sizes, item, runs = shape_of(spec, facts), counts(spec.dataset, facts, seed=spec.seed), ITEM_BYTES[spec.dtype], expand(spec)
+    members = {device: packs(runs, spec, bytes_of=lambda variant: run_bytes(variant, facts), device=device) for device in DEVICES}
+    each = {label: run_bytes(variant, facts) for label, variant in specs_of(spec)}
     return Plan(
         runs=len(runs),
-        packs=of_packs,
+        packs={device: [len(pack) for pack in of] for device, of in members.items()},
         rows=sizes,
-        layers=[LayerPlan(layer.name, list(layer.output)) for layer in shape],
+        layers=_layers(shape),
         parameters=parameters(shape),
         steps=steps(spec, sizes),
         steps_per_epoch=steps_per_epoch(spec, sizes),
-        run_bytes=each,
-        pack_bytes={device: each * max(members) for device, members in of_packs.items()},
+        run_bytes=max(each.values()),
+        pack_bytes={device: max(len(pack) * each.get(runs[pack[0]].variant, max(each.values())) for pack in of) for device, of in members.items()},
         rows_bytes=item * facts.rows * (facts.features + facts.outputs),
         signal=signal(runs[0].spec, facts, shape),
+        variants=[_variant(label, variant, facts) for label, variant in specs_of(spec) if label is not None],
     )
+
+
+def run_bytes(spec: JobSpec, facts: Facts) -> int:
+    """Memory of one run of a variant while it trains."""
+    batch = batch_size(spec, counts(spec.dataset, facts, seed=spec.seed))
+    return bytes_of_run(shape_of(spec, facts), batch=batch, item_bytes=ITEM_BYTES[spec.dtype], vectors=vectors_of(spec.optimizer))
+
+
+def _variant(label: str, spec: JobSpec, facts: Facts) -> VariantPlan:
+    shape = shape_of(spec, facts)
+    return VariantPlan(label, _layers(shape), parameters(shape), steps(spec, counts(spec.dataset, facts, seed=spec.seed)))
+
+
+def _layers(shape: list[Layer]) -> list[LayerPlan]:
+    return [LayerPlan(layer.name, list(layer.output)) for layer in shape]
 
 
 def pace_key(spec: JobSpec, facts: Facts, pack_sizes: list[int]) -> str:

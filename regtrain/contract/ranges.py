@@ -1,4 +1,4 @@
-"""What may stand in place of a number: a list of values, or points between two ends. Each value becomes a run.
+"""What may stand in place of a number: values that become runs, a path or a search whose values are found by training, a strength that adapts itself.
 
 A field says what its number may be (`Annotated[Number, Searchable(ge=0)]`); every value that a range names obeys the
 same bounds, so `{"values": [-1]}` for a strength is refused at the path of the -1.
@@ -6,7 +6,7 @@ same bounds, so `{"values": [-1]}` for a strength is refused at the path of the 
 
 from dataclasses import dataclass
 from functools import cache
-from typing import Annotated, Any, Generic, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import numpy as np
 from pydantic import Field, GetCoreSchemaHandler, model_validator
@@ -58,11 +58,53 @@ class Linear(_Range, Generic[F]):
         return _ends_rise(self, self.linear)
 
 
-Range = Values[float] | Log[float] | Linear[float]
+class Path(_Range, Generic[F]):
+    """So many values of λ of a linear model, from λ_max, where all weights are zero, down to λ_max·ratio, equally spaced in the logarithm. λ_max follows from the
+    training rows; every value starts from the weights of a stronger one (Friedman, Hastie & Tibshirani 2010)."""
+
+    path: Annotated[int, Field(ge=2, le=MOST_VALUES)]
+    """How many values."""
+    ratio: Annotated[float, Field(gt=0, lt=1)] = 1e-4
+    """The smallest value over λ_max."""
+
+
+class Suggest(_Range, Generic[F]):
+    """Values between low and high that Optuna proposes, `selection.trials` of them, each batch from what the runs before it have shown
+    (tree-structured Parzen estimator; Bergstra et al. 2011; Akiba et al. 2019)."""
+
+    suggest: tuple[F, F]
+    """Low and high end."""
+    log: bool = False
+    """Search in the logarithm; both ends greater than 0."""
+
+    @model_validator(mode="after")
+    def ends_rise(self) -> "Suggest[F]":
+        if self.log and self.suggest[0] <= 0:  # pyright: ignore[reportOperatorIssue] - numbers, whatever their bounds
+            raise Unfit("a search in the logarithm needs ends greater than 0", 'raise the low end, or leave "log" out')
+        return _ends_rise(self, self.suggest)
+
+
+class Adapt(_Range, Generic[F]):
+    """A strength that changes while the run trains, once an epoch: by the `evidence` of the training rows (MacKay 1992), or along the gradient of the validation
+    loss (`validation_gradient`; Larsen et al. 1996). Each start is a run of its own."""
+
+    adapt: Literal["evidence", "validation_gradient"]
+    """What it follows."""
+    start: F | Annotated[tuple[F, ...], Field(min_length=1, max_length=100)] = 1.0  # pyright: ignore[reportAssignmentType] - a number, whatever its bounds
+    """Its first value, or several. The validation loss has more than one minimum: start large, and more than once."""
+
+    @property
+    def starts(self) -> tuple[float, ...]:
+        start: Any = self.start
+        return tuple(start) if isinstance(start, tuple) else (float(start),)  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
+
+
+Range = Values[float] | Log[float] | Linear[float] | Path[float] | Suggest[float] | Adapt[float]
 Number = float | Range
 """A number, or a range in its place."""
 
-SHAPES: dict[str, Any] = {"values": Values, "log": Log, "linear": Linear}
+SHAPES: dict[str, Any] = {"suggest": Suggest, "path": Path, "adapt": Adapt, "values": Values, "log": Log, "linear": Linear}
+"""The key that tells a range → the range. `suggest` first: it has a `log` of its own."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +134,11 @@ def _shapes_within(bounds: Searchable) -> dict[str, Any]:
 
 
 def values_of(number: Number) -> tuple[float, ...]:
-    """The concrete values, in the order of the runs."""
+    """The concrete values, in the order of the runs; of an adapting strength its starts.
+
+    Raises:
+        TypeError: a path or a search, whose values are not known before training.
+    """
     match number:
         case Values():
             return number.values
@@ -100,18 +146,35 @@ def values_of(number: Number) -> tuple[float, ...]:
             return tuple(float(v) for v in np.geomspace(*number.log, number.points))
         case Linear():
             return tuple(float(v) for v in np.linspace(*number.linear, number.points))
+        case Adapt():
+            return number.starts
+        case Path() | Suggest():
+            raise TypeError(f"the values of {number!r} are found by training")
         case _:
             return (float(number),)
 
 
+def ends_of(number: Number) -> tuple[float, float]:
+    """The smallest and the largest value that may come to stand here."""
+    match number:
+        case Path():
+            return 0.0, np.inf
+        case Suggest():
+            return number.suggest
+        case _:
+            return min(values_of(number)), max(values_of(number))
+
+
 def concrete(number: Number) -> float:
-    """The number of a run's own spec, from which every range has been expanded.
+    """The number of a run's own spec, from which every range has been expanded; of an adapting strength its start.
 
     Raises:
         TypeError: a range is still in its place.
     """
     if isinstance(number, int | float):
         return float(number)
+    if isinstance(number, Adapt) and len(number.starts) == 1:
+        return number.starts[0]
     raise TypeError(f"expected the number of one run, found the range {number!r}: expand the spec first")
 
 

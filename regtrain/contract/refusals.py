@@ -17,7 +17,10 @@ MOST_PROBLEMS = 50
 """Of one body."""
 MOST_SHOWN = 60
 """Characters of a wrong value that a message repeats."""
-RANGES = 'a range is {"values": […]}, {"log": [low, high], "points": n} or {"linear": [low, high], "points": n}'
+RANGES = (
+    'a range is {"values": […]}, {"log": [low, high], "points": n}, {"linear": [low, high], "points": n}, {"path": n}, '
+    '{"suggest": [low, high], "log": true} or {"adapt": "evidence", "start": x}'
+)
 MEANT = {"lam": "lambda", "alpha": "lambda", "strength": "lambda", "learning_rate": "lr", "p": "rate"}
 """Names of other places for our fields."""
 HINTS = {

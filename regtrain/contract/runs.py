@@ -1,80 +1,119 @@
-"""From a spec to its runs: every range and every seed becomes concrete values. Pure, so plan, store and worker agree."""
+"""From a spec to its runs: every variant, range, fold and seed becomes concrete. Pure, so plan, store and worker agree."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
-from math import prod
-from typing import Any, TypeGuard, cast
+from math import ceil, prod, sqrt
+from typing import Any, Literal, TypeGuard, cast
 
 from regtrain.contract.base import Part
 from regtrain.contract.errors import Problem, SpecRefused
 from regtrain.contract.job import JobSpec
 from regtrain.contract.models import Layer, parameters
 from regtrain.contract.optimizers import Lbfgs, Optimizer, Proximal
-from regtrain.contract.ranges import Linear, Log, Range, Values, values_of
-from regtrain.contract.selection import Selection
+from regtrain.contract.ranges import Adapt, Linear, Log, Path, Range, Suggest, Values, values_of
+from regtrain.contract.selection import Selection, strength
+from regtrain.contract.variants import specs_of
 
+RANGES = (Values, Log, Linear, Path, Suggest, Adapt)
 MOST_RUNS = 4096
 PACK_BYTES = {"cpu": 2**24, "cuda": 2**33}
 """A pack holds as many runs as fit in this much memory: on a CPU its caches, since a pack that does not fit there is slower than its runs
 one by one. Static, so that the arithmetic of a run does not depend on what is free."""
 MOST_IN_A_PACK = 512
+LEAST_ROUNDS = 5
+"""A search asks at least so often, each time knowing more."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """One training of one concrete set of values. `spec` has no ranges left and no repetitions."""
+    """One training of one concrete set of values. `spec` has no repetitions, and no ranges but those whose values are found by training."""
 
     index: int
     values: dict[str, float]
-    """Path → value of everything that was searched; empty for the refit, whose values are not known before the choice."""
+    """Path → value of everything that was searched, as far as it is known at submission: not of paths, suggestions, and the refit."""
     seed: int
     spec: JobSpec
+    point: int | None = None
+    """Place of its set of values in the table of scores; None for the refit of a choice that is still to be made."""
     fold: int | None = None
     """Which fold it is trained without: repetition · folds + fold; None without cross-validation, and for the refit."""
     refit: bool = False
-    """Trained after the choice, with the chosen values, on all training rows."""
+    """Trained with chosen values, or with all of them, on all training rows."""
+    variant: str | None = None
+    outer: int | None = None
+    """Which outer fold it knows nothing of; None for the job itself."""
+    place: int | None = None
+    """Its place on a path, 0 the strongest, or among the suggestions."""
+
+    @property
+    def open(self) -> list[str]:
+        """The paths whose values are still to be found."""
+        return [path for path, r in ranges(self.spec) if not isinstance(r, Adapt)]
+
+
+@dataclass(frozen=True)
+class Point:
+    """One set of values of the grid of a variant."""
+
+    values: dict[str, float]
+    place: int | None
 
 
 def count(spec: JobSpec) -> int:
     """How many runs the spec makes."""
-    return _count(spec, list(ranges(spec)))
+    selection, each = spec.selection, sum(prod(lengths(concrete)) for _, concrete in specs_of(spec))
+    refits = each if _refit(spec) == "all" else int(_refit(spec))
+    outer = (selection.outer or 0) * (each * selection.repetitions + 1)
+    return each * selection.repetitions + refits + outer
 
 
 def expand(spec: JobSpec) -> list[Run]:
-    """The runs of a job, ordered by grid (in the order of the spec, the last range fastest), then fold, then seed; the refit last.
+    """The runs of a job, ordered by variant, grid (in the order of the spec, the last range fastest), then fold, then seed; then the refit; then, in
+    the same order, what is done without each outer fold.
 
     Raises:
         SpecRefused: there would be more than MOST_RUNS.
     """
-    found, selection = list(ranges(spec)), spec.selection
-    if (runs := _count(spec, found)) > MOST_RUNS:
+    if (runs := count(spec)) > MOST_RUNS:
         raise SpecRefused(
-            [Problem("", f"the ranges, folds and seeds of this job make {runs:,} runs; {MOST_RUNS:,} is the most", "use fewer points, folds or seeds, or several jobs")]
+            [Problem("", f"the ranges, variants, folds and seeds of this job make {runs:,} runs; {MOST_RUNS:,} is the most", "use fewer points, folds or seeds, or several jobs")]
         )
-    single = spec.model_copy(update={"selection": Selection()})
-    grid = [dict(zip((path for path, _ in found), point, strict=True)) for point in product(*(values_of(r) for _, r in found))]
-    folds = range(selection.folds * selection.repeats) if selection.folds else [None]
-    each = [(values, _with(single, values)) for values in grid]
-    places = [(values, concrete, fold, seed) for values, concrete in each for fold in folds for seed in range(selection.seeds)]
-    made = [Run(index=index, values=values, seed=seed, spec=concrete, fold=fold) for index, (values, concrete, fold, seed) in enumerate(places)]
-    return [*made, Run(index=len(made), values={}, seed=0, spec=each[0][1], refit=True)] if selection.refits else made
+    selection, points, made = spec.selection, list[tuple[str | None, Point, JobSpec]](), list[Run]()
+    for label, variant in specs_of(spec):
+        single = variant.model_copy(update={"selection": Selection()})
+        points += [(label, point, _with(single, point.values)) for point in _grid(variant)]
+
+    def block(outer: int | None, refit: bool | Literal["all"]) -> None:
+        for number, (label, point, concrete) in enumerate(points):
+            for fold in range(selection.folds * selection.repeats) if selection.folds else [None]:
+                for seed in range(selection.seeds):
+                    made.append(Run(len(made), point.values, seed, concrete, number, fold, False, label, outer, point.place))
+        if refit == "all":
+            first = len(made)
+            made.extend(Run(first + n, point.values, 0, concrete, n, None, True, label, outer, point.place) for n, (label, point, concrete) in enumerate(points))
+        elif refit:
+            made.append(Run(len(made), {}, 0, points[0][2], refit=True, outer=outer))
+
+    block(None, _refit(spec))
+    for outer in range(selection.outer or 0):
+        block(outer, True)
+    return made
 
 
-def fold_of(spec: JobSpec, index: int) -> int | None:
-    """The fold of a run, without expanding all of them."""
-    selection = spec.selection
-    if not selection.folds or (selection.refits and index == count(spec) - 1):
-        return None
-    return index // selection.seeds % (selection.folds * selection.repeats)
+def lengths(spec: JobSpec) -> list[int]:
+    """How many values each range of a variant has; those that are suggested have theirs together."""
+    found = [r for _, r in ranges(spec)]
+    each = [r.path if isinstance(r, Path) else len(values_of(r)) for r in found if not isinstance(r, Suggest)]
+    return each if len(each) == len(found) else [*each, spec.selection.trials or 1]
 
 
-def points(runs: list[Run]) -> list[list[Run]]:
-    """The runs of each set of values, in the order of the grid; without the refit."""
-    found: dict[tuple[float, ...], list[Run]] = {}
+def points(runs: list[Run], outer: int | None = None) -> list[list[Run]]:
+    """The runs of each set of values, in the order of the grid; without refits. `outer`: those that know nothing of an outer fold."""
+    found: dict[int, list[Run]] = {}
     for run in runs:
-        if not run.refit:
-            found.setdefault(tuple(run.values.values()), []).append(run)
+        if not run.refit and run.point is not None and run.outer == outer:
+            found.setdefault(run.point, []).append(run)
     return list(found.values())
 
 
@@ -88,14 +127,58 @@ def ranges(spec: JobSpec) -> Iterator[tuple[str, Range]]:
     return _ranges(spec, [])
 
 
-def packs(runs: list[Run], *, shape: list[Layer], batch: int, item_bytes: int, device: str) -> list[list[int]]:
-    """Indices of the runs that train together: they share their training rows, and fit into memory. `device`: cpu or cuda."""
-    each = bytes_of_run(shape, batch=batch, item_bytes=item_bytes, vectors=vectors_of(runs[0].spec.optimizer) if runs else 6)
-    most = max(1, min(MOST_IN_A_PACK, PACK_BYTES[device] // each))
-    found: dict[tuple[int | None, bool], list[int]] = {}
+def warm_axis(spec: JobSpec) -> str | None:
+    """The path of the strength that is trained from the strongest down, each from the weights of a stronger one; None where every run starts by itself."""
+    if spec.selection.warm_start is False:
+        return None
+    path = next((path for path, r in ranges(spec) if isinstance(r, Path)), None)
+    return path if path or not spec.selection.warm_start else strength([path for path, r in ranges(spec) if not isinstance(r, Adapt | Suggest)])
+
+
+def wave_of(place: int, count: int) -> int:
+    """A warm-started axis of `count` values goes in about √count waves: of one value each it would be a chain of small packs, all at once nothing to start from."""
+    return place // ceil(sqrt(count))
+
+
+def origin_of(place: int, count: int) -> int | None:
+    """The place on the axis from whose weights this one starts: the last of the wave before."""
+    wave = wave_of(place, count)
+    return wave * ceil(sqrt(count)) - 1 if wave else None
+
+
+def packs(runs: list[Run], spec: JobSpec, *, bytes_of: Callable[[JobSpec], int], device: str) -> list[list[int]]:
+    """Indices of the runs that train together, in the order of training: they share their variant, their training rows and what they wait for, and fit into memory.
+
+    `bytes_of`: a run of this spec needs so much memory; `device`: cpu or cuda.
+    """
+    order = {label: number for number, label in enumerate(dict.fromkeys(run.variant for run in runs))}
+    most = {label: max(1, min(MOST_IN_A_PACK, PACK_BYTES[device] // bytes_of(concrete))) for label, concrete in specs_of(spec)}
+    waits = {label: _waiting(concrete, most[label]) for label, concrete in specs_of(spec)}
+    found: dict[tuple[int, ...], list[Run]] = {}
     for run in runs:
-        found.setdefault((run.fold, run.refit), []).append(run.index)
-    return [members[first : first + most] for members in found.values() for first in range(0, len(members), most)]
+        fold, wave, searches = -1 if run.fold is None else run.fold, 0, False
+        if run.point is not None:
+            wave, searches = waits[run.variant](run)
+        found.setdefault((-1 if run.outer is None else run.outer, run.refit, order[run.variant], *((wave, fold) if searches else (fold, wave))), []).append(run)
+    members = [(most[run_of[0].variant] if run_of[0].point is not None else 1, [run.index for run in run_of]) for _, run_of in sorted(found.items())]
+    return [indices[first : first + size] for size, indices in members for first in range(0, len(indices), size)]
+
+
+def _waiting(spec: JobSpec, most: int) -> Callable[[Run], tuple[int, bool]]:
+    """From a run of a variant to the number of the wave or the batch that it belongs to, and whether that is a batch of a search."""
+    trials, axis = spec.selection.trials, warm_axis(spec)
+    if any(isinstance(r, Suggest) for _, r in ranges(spec)):
+        width = max(1, min(most // spec.selection.seeds, ceil((trials or 1) / LEAST_ROUNDS)))
+        return lambda run: ((run.place or 0) // width, True)
+    if axis is not None:
+        number = length_of(spec, axis)
+        return lambda run: (wave_of(run.place or 0, number), False)
+    return lambda run: (0, False)
+
+
+def length_of(spec: JobSpec, path: str) -> int:
+    """How many values the range at a path has."""
+    return next(r.path if isinstance(r, Path) else len(values_of(r)) for at, r in ranges(spec) if at == path)
 
 
 def vectors_of(optimizer: Optimizer) -> int:
@@ -109,12 +192,35 @@ def bytes_of_run(shape: list[Layer], *, batch: int, item_bytes: int, vectors: in
     return item_bytes * (vectors * parameters(shape) + 3 * activations)
 
 
-def _count(spec: JobSpec, found: list[tuple[str, Range]]) -> int:
-    return prod(len(values_of(r)) for _, r in found) * spec.selection.repetitions + spec.selection.refits
+def _refit(spec: JobSpec) -> bool | Literal["all"]:
+    selection = spec.selection
+    if selection.refit is not None or selection.folds is None:
+        return selection.refit or False
+    return "all" if any(isinstance(r, Path) for _, variant in specs_of(spec) for _, r in ranges(variant)) else True
+
+
+def _grid(spec: JobSpec) -> list[Point]:
+    """Every set of values of one variant, in the order of its ranges, the last one fastest; suggestions last."""
+    axis, axes = warm_axis(spec), list[list[tuple[dict[str, float], int | None]]]()
+    for path, r in ranges(spec):
+        if isinstance(r, Path):
+            axes.append([({}, place) for place in range(r.path)])
+        elif not isinstance(r, Suggest):
+            values = values_of(r)
+            falling = sorted(range(len(values)), key=lambda at: -values[at])
+            axes.append([({path: value}, falling.index(at) if path == axis else None) for at, value in enumerate(values)])
+    if any(isinstance(r, Suggest) for _, r in ranges(spec)):
+        axes.append([({}, trial) for trial in range(spec.selection.trials or 1)])
+    return [_joined(parts) for parts in product(*axes)]
+
+
+def _joined(parts: Sequence[tuple[dict[str, float], int | None]]) -> Point:
+    values = {path: value for own, _ in parts for path, value in own.items()}
+    return Point(values, next((place for _, place in parts if place is not None), None))
 
 
 def _ranges(node: Any, path: list[str]) -> Iterator[tuple[str, Range]]:
-    if isinstance(node, Values | Log | Linear):
+    if isinstance(node, RANGES):
         yield ".".join(path), node
     elif _is_tuple(node):
         for index, inner in enumerate(node):
@@ -132,9 +238,15 @@ def _with(spec: JobSpec, values: dict[str, float]) -> JobSpec:
     return spec
 
 
+def _in_place(before: Any, value: Any) -> Any:
+    """A strength that adapts goes on adapting, from its own start."""
+    adapting = isinstance(before, Adapt)
+    return cast(Part, before).model_copy(update={"start": value}) if adapting else value
+
+
 def _replace(node: Any, path: list[str], value: Any) -> Any:
     if not path:
-        return value
+        return _in_place(node, value)
     first, *rest = path
     if _is_tuple(node):
         index = int(first)

@@ -57,6 +57,9 @@ class StopReason(StrEnum):
     """Why a run made its last step."""
 
     BUDGET = "budget"
+    CONVERGED = "converged"
     EARLY_STOPPING = "early_stopping"
+    PRUNED = "pruned"
+    SYMPTOM = "symptom"
     DIVERGED = "diverged"
     CANCELLED = "cancelled"

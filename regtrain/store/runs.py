@@ -1,6 +1,5 @@
 """The runs of a job: their values, and what became of them."""
 
-import json
 from dataclasses import dataclass
 from math import inf, isfinite
 from typing import Any
@@ -8,8 +7,6 @@ from typing import Any
 from sqlalchemy import Connection, select
 
 from regtrain.contract.errors import NotFound
-from regtrain.contract.job import JobSpec
-from regtrain.contract.runs import fold_of
 from regtrain.contract.states import RunState, StopReason
 from regtrain.store import series
 from regtrain.store.cursors import decoded, encoded
@@ -26,7 +23,12 @@ class Run:
     index: int
     values: dict[str, float]
     seed: int
+    variant: str | None
+    point: int | None
+    """Place of its set of values in the table of scores."""
     fold: int | None
+    outer: int | None
+    refit: bool
     state: RunState
     stop_reason: StopReason | None
     steps: int
@@ -48,7 +50,7 @@ def listing(db: Database, job_id: str, *, sort: str = "index", limit: int = 100,
         SpecRefused: the cursor is none of ours, or belongs to another order.
     """
     with db.read() as connection:
-        job = connection.execute(select(jobs.c.packs, jobs.c.spec).where(jobs.c.id == job_id)).one_or_none()
+        job = connection.execute(select(jobs.c.packs).where(jobs.c.id == job_id)).one_or_none()
         if job is None:
             raise NotFound(f"there is no job {job_id}")
         live = _live(connection, job_id, job.packs or [])
@@ -58,14 +60,13 @@ def listing(db: Database, job_id: str, *, sort: str = "index", limit: int = 100,
         page: list[int] = [row[0] for row in ordered[first : first + limit]]
         found = {row["index"]: row for row in connection.execute(select(table).where(table.c.job == job_id, table.c.index.in_(page))).mappings()}
     following = encoded(first + limit, [job_id, sort]) if first + limit < len(ordered) else None
-    spec = JobSpec.model_validate_json(json.dumps(job.spec)) if job.spec["selection"].get("folds") else None
-    return [_run(found[index], live.get(index, {}), fold=fold_of(spec, index) if spec else None) for index in page], following
+    return [_run(found[index], live.get(index, {})) for index in page], following
 
 
-def values_of_runs(db: Database, job_id: str) -> list[dict[str, float]]:
-    """The searched values of every run of a job, by index; empty where there is no such job."""
+def every(db: Database, job_id: str) -> list[Run]:
+    """All runs of a job, by index, with what they have become; without the latest points of those that train. Empty where there is no such job."""
     with db.read() as connection:
-        return list(connection.execute(select(table.c["values"]).where(table.c.job == job_id).order_by(table.c.index)).scalars())
+        return [_run(row, {}) for row in connection.execute(select(table).where(table.c.job == job_id).order_by(table.c.index)).mappings()]
 
 
 def _live(connection: Connection, job_id: str, packs: list[list[int]]) -> dict[int, dict[str, float]]:
@@ -87,7 +88,7 @@ def _key(row: Any, live: dict[int, dict[str, float]], sort: str) -> tuple[float,
     return (-number if down else number), row[0]
 
 
-def _run(row: Any, live: dict[str, float], *, fold: int | None) -> Run:
-    columns: dict[str, Any] = {name: row[name] for name in Run.__dataclass_fields__ if name != "fold"} | {"fold": fold}
-    words: dict[str, Any] = {"state": RunState(row["state"]), "stop_reason": StopReason(row["stop_reason"]) if row["stop_reason"] else None}
+def _run(row: Any, live: dict[str, float]) -> Run:
+    columns: dict[str, Any] = {name: row[name] for name in Run.__dataclass_fields__}
+    words: dict[str, Any] = {"refit": bool(row["refit"]), "state": RunState(row["state"]), "stop_reason": StopReason(row["stop_reason"]) if row["stop_reason"] else None}
     return Run(**columns | words | {"metrics": row["metrics"] or finite(live)})

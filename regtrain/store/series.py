@@ -5,7 +5,7 @@ a series that grows a point at a time ends in the same few large chunks as one t
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -14,10 +14,11 @@ from sqlalchemy import BigInteger, Connection, bindparam, delete, func, insert, 
 
 from regtrain.contract.errors import NotFound
 from regtrain.contract.events import Points
-from regtrain.contract.series import Shape, places, series_named
+from regtrain.contract.series import series_named
 from regtrain.store import blocks, buckets
 from regtrain.store.blocks import Array, Block
 from regtrain.store.database import Database
+from regtrain.store.started import of_pack, places_of
 from regtrain.store.tables import chunks, jobs, pyramid
 from regtrain.store.tables import series as series_table
 
@@ -52,6 +53,9 @@ class Curve:
     """The first step of the whole series with a number that is not finite."""
     bucket: int = 1
     """Steps in a bucket."""
+    layers: list[str] | None = None
+    """Names of the columns of a per-layer series."""
+    steps_per_epoch: int = 1
 
 
 @dataclass
@@ -124,7 +128,7 @@ def read(
             for name in dict.fromkeys(series)
             for head in found
             if head.name == name
-            for curve in _curves(connection, head, row.packs[head.pack], runs=runs, first=first or 0, last=last, points=points, layers=_columns(head, row.started, layers))
+            for curve in _curves(connection, head, row.packs[head.pack], row.started, runs=runs, first=first or 0, last=last, points=points, layers=layers)
         ]
 
 
@@ -345,26 +349,24 @@ def _cut(connection: Connection, head: Head, cut: int) -> None:
 
 
 def _known(job_id: str, started: Any, wanted: Sequence[str] | None) -> None:
-    known = [name for shape in ("per_layer", "per_time", "histogram") for name in _places(shape, started)]
+    known = [name for shape in ("per_layer", "per_time", "histogram") for name in places_of(started, shape)]
     for name in wanted or ():
         if name not in known:
             raise NotFound(f"job {job_id} has no layer {name!r}" + (f": it has {', '.join(known[:20])}" if known else " yet: it has not started"))
 
 
-def _columns(head: Head, started: Any, wanted: Sequence[str] | None) -> list[int] | None:
-    """The columns of a series that belong to these layers or time steps."""
-    declared = series_named(head.name)
-    if wanted is None or not head.layers:
-        return None
-    own = _places(declared.shape if declared else "per_layer", started)
-    return [own.index(name) for name in wanted if name in own]
-
-
-def _places(shape: Shape, started: Any) -> list[str]:
-    return places(shape, layers=started["layers"], times=started.get("times", {})) if started else []
-
-
 def _curves(
+    connection: Connection, head: Head, pack: list[int], started: Any, *, runs: Sequence[int] | None, first: int, last: int | None, points: int | None, layers: Sequence[str] | None
+) -> list[Curve]:
+    declared = series_named(head.name)
+    own = places_of(started, declared.shape if declared else "per_layer", head.pack) if head.layers else []
+    names = own if layers is None else [name for name in layers if name in own]
+    per_epoch = of_pack(started, head.pack, "steps_per_epoch") if started else 1
+    found = _of_runs(connection, head, pack, runs=runs, first=first, last=last, points=points, layers=None if layers is None or not own else [own.index(name) for name in names])
+    return [replace(curve, layers=names if head.layers else None, steps_per_epoch=per_epoch) for curve in found if not head.layers or names or not own]
+
+
+def _of_runs(
     connection: Connection, head: Head, pack: list[int], *, runs: Sequence[int] | None, first: int, last: int | None, points: int | None, layers: list[int] | None
 ) -> list[Curve]:
     places = [(position, index) for position, index in enumerate(pack) if runs is None or index in runs]

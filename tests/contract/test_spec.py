@@ -128,7 +128,7 @@ def test_runs_are_ordered_by_grid_with_the_last_range_fastest_then_by_seed() -> 
 def test_a_run_of_a_plain_job_is_the_job_itself() -> None:
     spec = spec_of({})
     (run,) = expand(spec)
-    assert (run.index, run.values, run.seed, run.spec) == (0, {}, 0, spec)
+    assert (run.index, run.values, run.seed, run.spec, run.point, run.variant) == (0, {}, 0, spec, 0, None)
 
 
 def test_too_many_runs_are_refused_with_their_number() -> None:
@@ -146,7 +146,7 @@ def test_packs_hold_every_run_once_and_in_order() -> None:
     spec = spec_of({"regularizers.0.lambda": {"linear": [0, 1], "points": 700}})
     shape = layers(spec.model, features=64, outputs=10)
     for device in ("cpu", "cuda"):
-        found = packs(expand(spec), shape=shape, batch=64, item_bytes=4, device=device)
+        found = packs(expand(spec), spec, bytes_of=lambda _: bytes_of_run(shape, batch=64, item_bytes=4), device=device)
         assert [index for pack in found for index in pack] == list(range(700))
         assert max(map(len, found)) * bytes_of_run(shape, batch=64, item_bytes=4) <= PACK_BYTES[device]
         assert max(map(len, found)) <= MOST_IN_A_PACK

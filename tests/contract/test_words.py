@@ -14,7 +14,7 @@ from jsonschema import Draft202012Validator
 from regtrain.contract.catalog import FAMILIES, catalog, schema
 from regtrain.contract.diagnostics import ORDER, includes
 from regtrain.contract.errors import Warned
-from regtrain.contract.events import KINDS, Checkpointed, Event, Failed, Finished, Log, Points, RunFinished, Started, buffers_behind, decode, encode
+from regtrain.contract.events import KINDS, Checkpointed, Event, Failed, Finished, Log, PackBegun, Points, RunFinished, Started, buffers_behind, decode, encode
 from regtrain.contract.series import SERIES, series_named
 from regtrain.contract.states import FINAL, TRANSITIONS, Failure, RunState, State, StopReason
 
@@ -45,7 +45,9 @@ EVENTS: list[Event] = [
     Started(
         runs=2, packs=[[0, 1]], steps=10, steps_per_epoch=5, layers=["layers.0", "head"], series=["loss/train"], penalised={"regularizers.0": ["head.weight"]},
         step_order=["gather"], environment={"torch": "2", "threads": 1}, warnings=[Warned("a.b", "odd", "data")], pack=1, step=3,
+        pack_steps=[10],
     ),
+    PackBegun(pack=1, layers=["head"], steps=7, steps_per_epoch=7, runs=[3, 4], values=[{"a.lambda": 0.5}, {}], variant="wide"),
     Points(
         pack=0, step=2, steps={"loss/train": np.arange(2), "loss/val": np.zeros(0, np.int64)}, values={"loss/train": ARRAY, "loss/val": np.zeros((0, 2))},
         counts={"loss/train": np.array([2, 1]), "loss/val": np.array([0, 0])},
@@ -82,7 +84,7 @@ def test_every_kind_of_event_is_in_the_table() -> None:
 
 
 def test_arrays_of_a_decoded_event_cannot_be_changed_by_mistake() -> None:
-    points = decode(encode(EVENTS[1]))
+    points = decode(encode(next(event for event in EVENTS if isinstance(event, Points))))
     assert isinstance(points, Points)
     assert not points.values["loss/train"].flags.writeable
 

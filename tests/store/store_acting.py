@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from sqlalchemy import select, update
 
-from regtrain.contract.events import Checkpointed, Finished, Points, Started
+from regtrain.contract.events import Checkpointed, Finished, PackBegun, Points, Started
 from regtrain.contract.job import given_of, parse
 from regtrain.contract.states import Failure, State
 from regtrain.store import files, jobs
@@ -51,6 +51,10 @@ def started(packs: list[list[int]] | None = None, *, steps: int = 1000, layers: 
         pack=pack,
         step=step,
     )
+
+
+def begun(pack: int, members: list[int], *, values: list[dict[str, float]] | None = None, variant: str | None = None, layers: Sequence[str] = ("layers.0", "head")) -> PackBegun:
+    return PackBegun(pack, list(layers), 1000, 10, members, values or [{}] * len(members), variant)
 
 
 def points(*, pack: int = 0, counts: dict[str, Any] | None = None, step: int | None = None, **series: tuple[Any, Any]) -> Points:

@@ -45,7 +45,8 @@ def test_runs_are_stored_with_the_job_and_come_in_any_order(db: Database) -> Non
         (2 * i + seed, {"regularizers.0.lambda": lam}, seed, RunState.QUEUED) for i, lam in enumerate((0.1, 1.0, 10.0)) for seed in (0, 1)
     ]
     held = act.claim(db)
-    jobs.report(db, held, [act.started([[0, 1, 2, 3, 4, 5]]), act.points(loss_train=([0], [[3.0, 1.0, 2.0, np.nan, 5.0, 4.0]]))])
+    given = [run.values for run in found]
+    jobs.report(db, held, [act.started([[0, 1, 2, 3, 4, 5]]), act.begun(0, [0, 1, 2, 3, 4, 5], values=given), act.points(loss_train=([0], [[3.0, 1.0, 2.0, np.nan, 5.0, 4.0]]))])
     by_loss, cursor = runs.listing(db, job.id, sort="loss/train", limit=4)
     assert [run.index for run in by_loss] == [1, 2, 0, 5]
     rest, cursor = runs.listing(db, job.id, sort="loss/train", limit=4, cursor=cursor)
@@ -55,6 +56,25 @@ def test_runs_are_stored_with_the_job_and_come_in_any_order(db: Database) -> Non
     assert {run.state for run in rest} == {RunState.RUNNING}
     with pytest.raises(NotFound):
         runs.listing(db, "job_none")
+
+
+def test_values_that_training_finds_and_packs_that_differ_are_stored_as_they_begin(db: Database) -> None:
+    body = {"variants": [{"label": "as it is", "set": {}}, {"label": "other", "set": {"optimizer.lr": 0.5}}], "selection": {"seeds": 2}}
+    job = act.submit(db, **body)
+    held = act.claim(db)
+    jobs.report(db, held, [act.started([[0, 1], [2, 3]]), act.begun(0, [0, 1], variant="as it is")])
+    jobs.report(db, held, [act.begun(1, [3], values=[{"optimizer.lr": 0.25}], variant="renamed", layers=["deep", "head"])])
+    found, _ = runs.listing(db, job.id)
+    assert [(run.variant, run.point, run.state, run.values) for run in found] == [
+        ("as it is", 0, RunState.RUNNING, {}),
+        ("as it is", 0, RunState.RUNNING, {}),
+        ("other", 1, RunState.QUEUED, {}),
+        ("renamed", 1, RunState.RUNNING, {"optimizer.lr": 0.25}),
+    ]
+    jobs.report(db, held, [act.points(pack=1, gradient_norm=([0], [[[1.0, 2.0], [3.0, 4.0]]]))])
+    (curve,) = series.read(db, job.id, series=["gradient/norm"], runs=[3], layers=["head", "layers.0"])
+    assert (curve.layers, curve.y is not None and curve.y.tolist()) == (["head"], [[4.0]])
+    assert jobs.get(db, job.id).layers == ["layers.0", "head", "deep"]
 
 
 def test_the_same_idempotency_key_gives_the_same_job(db: Database) -> None:

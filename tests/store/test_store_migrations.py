@@ -10,22 +10,26 @@ from typing import Any
 import numpy as np
 import pytest
 import store_acting as act
+from alembic import command
+from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.operations import Operations
 from alembic.script import ScriptDirectory
 from sqlalchemy import create_engine, text
 
 from regtrain.store import jobs, migrations
-from regtrain.store.database import Database, StoreError, open_database, sqlite
+from regtrain.store.database import Database, StoreError, open_database, sqlite, sqlite_engine
 from regtrain.store.tables import metadata
 
+HEAD = migrations.HEAD
+NEXT = f"{int(HEAD) + 1:04}"
 STEP = '''
 """A step of the future."""
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0004"
-down_revision = "0003"
+revision = "NEXT"
+down_revision = "HEAD"
 
 
 def upgrade() -> None:
@@ -42,9 +46,9 @@ def future(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     def add(more: str = "") -> None:
         folder = tmp_path / "migrations"
         shutil.copytree(Path(migrations.__file__).parent, folder)
-        (folder / "versions" / "v0004_future.py").write_text(STEP % more)
+        (folder / "versions" / f"v{NEXT}_future.py").write_text(STEP.replace("NEXT", NEXT).replace("HEAD", HEAD) % more)
         monkeypatch.setattr(migrations, "__file__", str(folder / "__init__.py"))
-        monkeypatch.setattr(migrations, "HEAD", "0004")
+        monkeypatch.setattr(migrations, "HEAD", NEXT)
 
     return add
 
@@ -70,6 +74,34 @@ def test_the_steps_lead_to_the_declared_tables(sqlite_db: Database) -> None:
     assert schemas[0] == schemas[1]
 
 
+def test_places_of_runs_that_were_computed_until_now_are_filled_in(tmp_path: Path) -> None:
+    """Two values, three folds, two seeds, a refit: 13 runs of a job that is older than the columns."""
+    engine = sqlite_engine(str(tmp_path / "old.db"), begin="BEGIN IMMEDIATE")
+    config = Config()
+    config.set_main_option("script_location", str(Path(migrations.__file__).parent))
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0003")
+        job = dict.fromkeys(("attempt", "crashes", "priority", "beat", "step", "pack", "attempt_step"), 0) | {
+            "id": "job_1",
+            "name": "",
+            "state": "queued",
+            "version": 1,
+            "runs": 13,
+        }
+        job |= dict.fromkeys(("given", "warnings", "metadata", "progress", "metrics"), "{}") | {"created_at": "2026-01-01 00:00:00.000000"}
+        job |= {"spec": '{"selection": {"folds": 3, "repeats": 1, "seeds": 2, "refit": null}}'}
+        connection.execute(text(f"INSERT INTO jobs ({', '.join(job)}) VALUES ({', '.join(f':{name}' for name in job)})"), job)
+        for index in range(13):
+            words = {"job": "job_1", "at": index, "seed": index % 2, "state": "queued", "none": "{}"}
+            columns = 'job, "index", seed, state, steps, "values", metrics, best, zeros'
+            connection.execute(text(f"INSERT INTO runs ({columns}) VALUES (:job, :at, :seed, :state, 0, :none, :none, :none, :none)"), words)
+        command.upgrade(config, "head")
+        found = [tuple(row) for row in connection.execute(text('SELECT point, fold, seed, refit FROM runs ORDER BY "index"'))]
+    engine.dispose()
+    assert found == [*((point, fold, seed, 0) for point in range(2) for fold in range(3) for seed in range(2)), (None, None, 0, 1)]
+
+
 def test_head_is_the_newest_step() -> None:
     script = ScriptDirectory(str(Path(migrations.__file__).parent))
     assert script.get_heads() == [migrations.HEAD]
@@ -85,12 +117,12 @@ def test_a_populated_database_keeps_every_row(db: Database, future: Any) -> None
         assert {name for name, rows in after.items() if rows} >= {"jobs", "runs", "series", "chunks", "pyramid", "checkpoints", "idempotency"}
         with db.read() as connection:
             assert connection.execute(text("SELECT owner FROM jobs")).scalars().all() == [None]
-            assert connection.execute(text("SELECT version_num FROM alembic_version")).scalar() == "0004"
+            assert connection.execute(text("SELECT version_num FROM alembic_version")).scalar() == NEXT
     finally:
         if not db.on_sqlite:  # the server is shared with the other tests
             with db.write() as connection:
                 connection.execute(text("ALTER TABLE jobs DROP COLUMN owner"))
-                connection.execute(text("UPDATE alembic_version SET version_num = '0003'"))
+                connection.execute(text("UPDATE alembic_version SET version_num = :head"), {"head": HEAD})
 
 
 def test_a_step_that_would_orphan_rows_changes_nothing(sqlite_db: Database, future: Any) -> None:
@@ -100,7 +132,7 @@ def test_a_step_that_would_orphan_rows_changes_nothing(sqlite_db: Database, futu
         migrations.migrate(sqlite_db)
     assert act.everything(sqlite_db) == before
     with sqlite_db.read() as connection:
-        assert connection.execute(text("SELECT version_num FROM alembic_version")).scalar() == "0003"
+        assert connection.execute(text("SELECT version_num FROM alembic_version")).scalar() == HEAD
 
 
 def test_with_foreign_keys_on_the_same_step_would_delete_the_children(sqlite_db: Database) -> None:

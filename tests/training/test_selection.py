@@ -13,7 +13,7 @@ from training_jobs import events, outcome, run, sgd, spec
 
 from regtrain.contract.events import Checkpointed, Points
 from regtrain.contract.job import parse
-from regtrain.contract.runs import expand, fold_of
+from regtrain.contract.runs import expand
 from regtrain.contract.selection import Selection, choose, scores, strength
 from regtrain.contract.states import RunState
 from worker.training import datasets
@@ -64,10 +64,10 @@ def test_every_fold_is_standardized_and_solved_by_itself_and_the_table_is_scikit
 def test_the_refit_has_seen_all_training_rows_and_alone_the_test_rows() -> None:
     found = run(ridge_job(rule="best"))
     result = found.finished.result
-    lam = result["values"]["regularizers.0.lambda"]
+    lam = result["selection"]["table"][result["selection"]["chosen"]]["values"]["regularizers.0.lambda"]
     last = found.runs[result["chosen_run"]]
     assert result["chosen_run"] == len(LAMBDAS) * 10 == max(found.runs)
-    assert last.values == {"regularizers.0.lambda": lam}
+    assert result["values"] == {"regularizers.0.lambda": lam}
     model, mean, scale = ridge(X[:TRAIN], Y[:TRAIN], lam)
     np.testing.assert_allclose(result["coefficients"]["weights"], model.coef_ / scale, rtol=1e-9)
     np.testing.assert_allclose(last.metrics["loss/test"], np.mean((model.predict((X[TRAIN:] - mean) / scale) - Y[TRAIN:]) ** 2), rtol=1e-9)
@@ -113,7 +113,6 @@ def test_runs_are_ordered_by_grid_then_fold_then_seed_and_the_refit_is_last() ->
     job = parse(__import__("json").dumps({**ridge_job(folds=3, seeds=2, shuffle=True, repeats=2), "diagnostics": "off"}))
     runs = expand(job)
     assert [(r.index, r.fold, r.seed) for r in runs[:7]] == [(0, 0, 0), (1, 0, 1), (2, 1, 0), (3, 1, 1), (4, 2, 0), (5, 2, 1), (6, 3, 0)]
-    assert [fold_of(job, run.index) for run in runs] == [run.fold for run in runs]
     assert len(runs) == len(LAMBDAS) * 12 + 1
     assert runs[-1].refit
     assert not any(run.refit for run in runs[:-1])
@@ -122,7 +121,7 @@ def test_runs_are_ordered_by_grid_then_fold_then_seed_and_the_refit_is_last() ->
 def test_rules_by_hand() -> None:
     """Means 3, 2, 2.4, 9 at λ 1 … 4, the best with standard error 0.5: one standard error reaches 2.4 at λ = 3. Medians 3, 2.5, 2, 9."""
     runs = {1.0: [3.0, 3.0, 3.0], 2.0: [1.0, 2.5, 2.5], 3.0: [2.0, 2.0, 3.2], 4.0: [9.0, 9.0, 9.0]}
-    table = scores([({"regularizers.0.lambda": lam}, list(enumerate(metrics))) for lam, metrics in runs.items()])
+    table = scores([(None, {"regularizers.0.lambda": lam}, list(enumerate(metrics))) for lam, metrics in runs.items()])
     found = choose(table, higher_is_better=False)
     assert (found.best, found.one_standard_error, found.median) == (1, 2, 2)
     assert table[1].standard_error == pytest.approx(0.5)
@@ -130,7 +129,7 @@ def test_rules_by_hand() -> None:
 
 
 def test_a_set_of_values_with_a_failed_run_is_not_chosen() -> None:
-    table = scores([({"a.lambda": 1.0}, [(0, 1.0), (1, math.nan)]), ({"a.lambda": 2.0}, [(2, 5.0), (3, 6.0)])])
+    table = scores([(None, {"a.lambda": 1.0}, [(0, 1.0), (1, math.nan)]), (None, {"a.lambda": 2.0}, [(2, 5.0), (3, 6.0)])])
     assert choose(table, higher_is_better=False).best == 1
     nothing = choose(table[:1], higher_is_better=False)
     assert (nothing.best, nothing.median, nothing.one_standard_error) == (None, None, None)

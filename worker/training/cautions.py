@@ -4,6 +4,7 @@ clips that never act. Known exactly for linear models alone; computed on the hos
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -15,11 +16,10 @@ from regtrain.contract.optimizers import Constant, GlobalNorm, Sgd
 from regtrain.contract.ranges import concrete
 from regtrain.contract.regularizers import L1, L2, Dropout, EarlyStopping, ElasticNet, StepPenalty
 from regtrain.contract.runs import Run
-from worker.training.losses import curvature, of_rows
+from worker.training.losses import curvature
 from worker.training.prepare import Job
+from worker.training.strengths import CHUNK, lambda_max
 
-CHUNK = 8192
-"""Rows that are widened to float64 at a time."""
 MOST_COLUMNS = 1000
 """Of a Gram matrix whose largest eigenvalue is looked for."""
 MOST_STRENGTHS = 32
@@ -29,21 +29,11 @@ UNEVEN = 100.0
 
 
 def of_data(job: Job) -> list[Warned]:
-    """All of them, in the order of the spec."""
-    return [*_uneven_columns(job), *_all_zero(job), *_unstable(job), *_idle_clip(job)]
-
-
-def lambda_max(job: Job, run: Run) -> float | None:
-    """The least λ of an L1 penalty at which all weights of this run's linear model are zero; None for other models and stochastic objectives.
-
-    max_{j,c} |1/n·Σᵢ xᵢⱼ·rᵢc| with r the derivative of the loss at the outputs, where all weights are 0 and the bias, if there is one, is at its minimum.
-    """
-    if not isinstance(job.spec.model, LinearModel) or any(isinstance(r, Dropout) for r in job.spec.regularizers):
-        return None
-    residual = _residual_at_zero(job)
-    total = sum((_wide(job, part).T @ residual[part] for part in _parts(job)), torch.zeros(job.train.x.shape[1], residual.shape[1], dtype=torch.float64))
-    smoothing = concrete(run.spec.loss.label_smoothing) if isinstance(run.spec.loss, CrossEntropy) else 0.0
-    return float(total.abs().max()) / len(job.train) * (1 - smoothing)
+    """All of them, in the order of the spec; about runs of the first variant whose values are known before training."""
+    first = job.runs[0]
+    known = [run for run in job.runs if run.variant == first.variant and not run.open]
+    job = replace(job, spec=first.spec, runs=known)
+    return [*_uneven_columns(job), *(() if not known else (*_all_zero(job), *_unstable(job), *_idle_clip(job)))]
 
 
 def stable_lr(optimizer: Sgd, curvature: float) -> float:
@@ -137,29 +127,6 @@ def _idle_clip(job: Job) -> Iterator[Warned]:
     if min(limits) >= bound:
         what = "norm" if by_norm else "entry"
         yield Warned("clip.max", f"the clip never acts: on these rows no gradient has a larger {what} than {bound:.4g}", "data")
-
-
-def _residual_at_zero(job: Job) -> Tensor:
-    """Derivative of n times the mean loss at each row's outputs, where all weights are 0 and the bias is at its minimum; without smoothing.  (n, outputs)"""
-    y, spec = job.train.y.cpu(), job.spec
-    assert isinstance(spec.model, LinearModel)
-    match spec.loss:
-        case SquaredError() | HalfSquaredError():
-            target = y.double().unsqueeze(1)
-            return curvature(spec.loss) * ((target.mean(0) if spec.model.bias else 0.0) - target)
-        case Binary():
-            positive, each = (y.double().unsqueeze(1) + 1) / 2, _row_weights(job)
-            return each * (((each * positive).mean(0) if spec.model.bias else 0.5) - positive)
-        case CrossEntropy():
-            hot, each = torch.nn.functional.one_hot(y, job.shape[-1].output[0]).double(), _row_weights(job)
-            return each * (((each * hot).mean(0) if spec.model.bias else 1 / hot.shape[1]) - hot)
-
-
-def _row_weights(job: Job) -> Tensor:
-    """The weight of each training row, of mean 1.  (n, 1)"""
-    y = job.train.y.cpu()
-    found = torch.ones(len(y), dtype=torch.float64) if job.class_weights is None else of_rows(job.spec.loss, job.class_weights.cpu(), y)
-    return (found / found.mean()).unsqueeze(1)
 
 
 def _l1_strength(run: Run, index: int) -> float:

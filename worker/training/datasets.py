@@ -114,8 +114,9 @@ def split(dataset: Dataset, rows: Rows, *, seed: int) -> Split:
     return _split(n, order[want.test : want.test + want.val], order[: want.test])
 
 
-def folds(train: NDArray[np.int64], y: Array, selection: Selection, *, groups: NDArray[np.int64] | None = None, seed: int) -> list[NDArray[np.int64]]:
-    """The rows left out by each fold of each repetition, in rising order; sizes differ by one at most (scikit-learn's KFold), but for whole groups (GroupKFold)."""
+def folds(train: NDArray[np.int64], y: Array, selection: Selection, *, groups: NDArray[np.int64] | None = None, seed: int, purpose: str = "folds") -> list[NDArray[np.int64]]:
+    """The rows left out by each fold of each repetition, in rising order; sizes differ by one at most (scikit-learn's KFold), but for whole groups (GroupKFold).
+    `purpose`: outer folds are cut by themselves."""
     assert selection.folds is not None
     if selection.grouped:
         assert groups is not None
@@ -123,7 +124,7 @@ def folds(train: NDArray[np.int64], y: Array, selection: Selection, *, groups: N
         return [train[np.isin(of_row, held)] for held in group_folds(sizes_of(of_row), selection, seed=seed)]
     found: list[NDArray[np.int64]] = []
     for repeat in range(selection.repeats):
-        order = np.random.default_rng(seed_at(seed, "folds", repeat)).permutation(train) if selection.shuffle else train
+        order = np.random.default_rng(seed_at(seed, purpose, repeat)).permutation(train) if selection.shuffle else train
         if selection.stratified:  # dealt out like cards, class by class
             order = order[np.argsort(y[order], kind="stable")]
             found += [np.sort(order[fold :: selection.folds]) for fold in range(selection.folds)]

@@ -35,6 +35,7 @@ class Directions:
             case Proximal():
                 one = torch.ones_like(flat[:, :1])
                 self.state = {"before": flat.clone(), "inertia": one, "step": one.clone()}
+                self.state |= {"converged": one * 0} if spec.tolerance else {}
             case Lbfgs(history=history):
                 many = flat.new_zeros(len(flat), history, flat.shape[1])
                 self.state = {
@@ -45,6 +46,7 @@ class Directions:
                     "slope": torch.zeros_like(flat),
                     "begun": flat[:, :1] * 0,
                 }
+                self.state |= {"converged": flat[:, :1] * 0} if spec.tolerance else {}
             case _:
                 assert_never(spec)
 

@@ -42,15 +42,16 @@ class Pack:
         names: tuple[str, ...] = (),
         curvature: float | None = None,
         class_weights: Tensor | None = None,
+        begin: tuple[Tensor, Tensor] | None = None,
     ) -> None:
         """`names`: of the features, for groups of features. `curvature`: the largest of the loss on the training rows, where it is known.
-        `class_weights`: (C,), where classes count differently."""
+        `class_weights`: (C,), where classes count differently. `begin`: weights (R, P) and running averages (R, Q) in place of the initial ones."""
         self.runs, self.shape, self.device = runs, shape, device
         self.spec: JobSpec = runs[0].spec
         """Of the first run: what all runs of a pack share. Numbers that may differ are read through `stack`."""
         self.dtype = torch.float64 if self.spec.dtype == "float64" else torch.float32
         self.layout: Layout = layout_of(shape)
-        self.flat = self._initial()
+        self.flat = self._initial() if begin is None else begin[0].to(device, self.dtype)
         self.gradient, self.update = torch.zeros_like(self.flat), torch.zeros_like(self.flat)
         self.weights, self.weight_gradients, self.weight_updates = ([t[:, s.start : s.stop] for s in self.layout.weights] for t in (self.flat, self.gradient, self.update))
         """Each layer's weight tensor in a row, (R, n) views: the instruments' side of the three matrices."""
@@ -61,6 +62,8 @@ class Pack:
         self.buffers = torch.zeros(len(runs), sum(s.stop - s.start for s in self.layout.buffers), dtype=self.dtype, device=device)
         for name, view in self.layout.buffer_views(self.buffers).items():
             view.fill_(1.0 if name.endswith("running_var") else 0.0)
+        if begin is not None:
+            self.buffers.copy_(begin[1])
         self.alive = torch.ones(len(runs), dtype=torch.bool, device=device)
         self.directions = Directions(self.spec.optimizer, self._stack_optimizer, self.flat)
         self.names = names

@@ -24,7 +24,9 @@ class Recorder:
 
     index: int
     size: int
-    """Runs of the pack, those that have left it included."""
+    """Runs of the pack, those that have left it, or never trained, included."""
+    trained: int
+    """Runs that train or have trained."""
     died: dict[int, dict[str, Any]] = field(default_factory=dict)
     """Place of a run → where it first met a number that is not finite."""
     ended: dict[int, int] = field(default_factory=dict)
@@ -56,7 +58,7 @@ class Recorder:
     @property
     def living(self) -> bool:
         """Whether any run is known to go on."""
-        return len(self.ended) < self.size
+        return len(self.ended) < self.trained
 
     @property
     def due(self) -> bool:

@@ -11,12 +11,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from regtrain.contract.checks import shape_of
-from regtrain.contract.datasets import Counts
+from regtrain.contract.datasets import Counts, Facts
 from regtrain.contract.job import JobSpec, batch_size, digest, steps, steps_per_epoch
 from regtrain.contract.losses import Binary, CrossEntropy
 from regtrain.contract.models import Cnn, Layer, LinearModel
 from regtrain.contract.optimizers import Proximal
 from regtrain.contract.runs import Run, expand
+from regtrain.contract.variants import specs_of
 from worker.training import datasets, losses, preprocess
 from worker.training.device import device_of
 from worker.training.evaluate import Part
@@ -24,7 +25,7 @@ from worker.training.evaluate import Part
 
 @dataclass(frozen=True)
 class Job:
-    """What the runs of a pack share: all packs of a job, but for rows and what is fitted on them where there are folds."""
+    """What the runs of a pack share: all packs of a job, but for rows, what is fitted on them, and shapes where there are folds and variants."""
 
     spec: JobSpec
     digest: str
@@ -49,6 +50,8 @@ class Job:
     """How much a row of each class counts, (C,); None where all count alike."""
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("data", "step", "evaluate", "report", "save"), 0.0))
     """Where the time of this attempt went."""
+    recent: dict[Any, "Job"] = field(default_factory=dict)
+    """What the last run saw: waves of a path and batches of a search come back to it."""
 
 
 def prepare(spec: JobSpec, *, device: str, data: Path, upload: Path | None, scratch: Path | None) -> Job:
@@ -58,33 +61,55 @@ def prepare(spec: JobSpec, *, device: str, data: Path, upload: Path | None, scra
         DataError: rows are missing or unfit.
         ResourceError: there is no such device.
     """
-    begin, where, given = time.perf_counter(), device_of(device), spec
+    begin, where = time.perf_counter(), device_of(device)
     rows = datasets.load(spec.dataset, data=data, upload=upload, classify=isinstance(spec.loss, CrossEntropy | Binary))
-    if isinstance(spec.model, Cnn) and spec.model.image is None:
-        spec = spec.model_copy(update={"model": spec.model.model_copy(update={"image": rows.facts.image})})
     split = datasets.split(spec.dataset, rows, seed=spec.seed)
+    runs = [replace(run, spec=_seeing(run.spec, rows.facts)) for run in expand(spec)]
+    first = next(variant for _, variant in specs_of(spec))
     job = Job(
-        spec=spec, digest=digest(given), runs=expand(spec), shape=shape_of(spec, rows.facts), rows=rows, split=split, device=where, scratch=scratch,
-        **_fitted(spec, rows, split, where),
+        spec=spec, digest=digest(spec), runs=runs, rows=rows, split=split, device=where, scratch=scratch, **_fitted(first, rows, split, where),
     )  # fmt: skip
     job.seconds["data"] = time.perf_counter() - begin
     return job
 
 
+def _seeing(spec: JobSpec, facts: Facts) -> JobSpec:
+    """The spec of a run with the shape of its images, where the rows say it."""
+    if not isinstance(spec.model, Cnn) or spec.model.image is not None:
+        return spec
+    return spec.model_copy(update={"model": spec.model.model_copy(update={"image": facts.image})})
+
+
 def for_run(job: Job, run: Run) -> Job:
-    """The job as a run of one fold, or the refit, sees it: its own training rows, and everything that is fitted on them."""
-    if run.fold is None and not run.refit:
+    """The job as a run sees it: the rows and the shape of its variant, its fold or the refit, and everything that is fitted on them."""
+    if run.fold is None and not run.refit and run.outer is None and run.variant is None:
         return job
-    begin = time.perf_counter()
+    key = (run.variant, run.fold, run.outer, run.refit)
+    if key not in job.recent or (run.refit and run.point is None):  # the refit of a choice has the shape and the budget of what was chosen
+        begin = time.perf_counter()
+        job.recent.clear()
+        job.recent[key] = replace(job, **_fitted(run.spec, job.rows, split_of(job, run), job.device), recent={})
+        job.seconds["data"] += time.perf_counter() - begin
+    return job.recent[key]
+
+
+def split_of(job: Job, run: Run) -> datasets.Split:
+    """Which rows a run trains on and which it is measured on. The refit of an outer fold is measured on that fold, in place of the test rows."""
+    train, val, test = job.split.train, job.split.val, job.split.test
+    if run.outer is not None:
+        test = _cut(job, train, folds=job.spec.selection.outer, repeats=1, purpose="outer")[run.outer]
+        train = np.setdiff1d(train, test)
     if run.refit:
-        split = replace(job.split, train=np.sort(np.concatenate([job.split.train, job.split.val])), val=job.split.val[:0])
-    else:
-        assert run.fold is not None
-        val = datasets.folds(job.split.train, job.rows.y, job.spec.selection, groups=job.rows.groups, seed=job.spec.seed)[run.fold]
-        split = replace(job.split, train=np.setdiff1d(job.split.train, val), val=val)
-    found = replace(job, **_fitted(run.spec, job.rows, split, job.device))
-    job.seconds["data"] += time.perf_counter() - begin
-    return found
+        train, val = np.sort(np.concatenate([train, val])), val[:0]
+    elif run.fold is not None:
+        val = _cut(job, train)[run.fold]
+        train = np.setdiff1d(train, val)
+    return datasets.Split(train, val, test)
+
+
+def _cut(job: Job, train: NDArray[np.int64], *, purpose: str = "folds", **how: Any) -> list[NDArray[np.int64]]:
+    selection = job.spec.selection.model_copy(update=how)
+    return datasets.folds(train, job.rows.y, selection, groups=job.rows.groups, seed=job.spec.seed, purpose=purpose)
 
 
 def _fitted(spec: JobSpec, rows: datasets.Rows, split: datasets.Split, device: torch.device) -> dict[str, Any]:
@@ -99,7 +124,7 @@ def _fitted(spec: JobSpec, rows: datasets.Rows, split: datasets.Split, device: t
     sizes, train = Counts(train=len(split.train), val=len(split.val), test=len(split.test)), part(split.train)
     weights = losses.class_weights(spec.loss, train.y, rows.facts.classes or 1)
     return {
-        "scaling": scaling, "train": train, "val": part(split.val), "test": part(split.test),
+        "shape": shape_of(spec, rows.facts), "scaling": scaling, "train": train, "val": part(split.val), "test": part(split.test),
         "steps": steps(spec, sizes), "per_epoch": steps_per_epoch(spec, sizes), "batch": batch_size(spec, sizes),
         "class_weights": weights, "curvature": _curvature(spec, scaling, rows.x, split.train, None if weights is None else losses.of_rows(spec.loss, weights, train.y)),
     }  # fmt: skip

@@ -6,10 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from regtrain.contract.datasets import Counts
 from regtrain.contract.diagnostics import includes
 from regtrain.contract.errors import Warned
-from regtrain.contract.events import Finished, RunFinished, Started
-from regtrain.contract.job import resolved
+from regtrain.contract.events import Finished, PackBegun, RunFinished, Started
+from regtrain.contract.job import JobSpec, resolved, steps
 from regtrain.contract.losses import Binary, CrossEntropy
 from regtrain.contract.models import LinearModel, times
 from regtrain.contract.runs import Run, points
@@ -21,26 +22,49 @@ from worker.training.checkpoints import save
 from worker.training.device import environment
 from worker.training.evaluate import Part, evaluate
 from worker.training.pack import Pack
-from worker.training.prepare import Job
+from worker.training.prepare import Job, for_run, split_of
 from worker.training.running import Running, pack_of
 from worker.training.step import ORDER
 
 
-def started(job: Job, packs: list[list[int]], first: Run, *, pack: int, step: int) -> Started:
-    """What is known before the first update."""
+def started(job: Job, first: Run, packs: list[list[int]], *, pack: int, step: int) -> Started:
+    """What is known before the first update. `first`: a run of the first pack."""
+    whole, job = job, for_run(job, first)
     one = pack_of(job, [first])
     return Started(
         runs=len(job.runs), packs=packs, steps=job.steps, steps_per_epoch=job.per_epoch, layers=[layer.name for layer in job.shape], times=times(job.shape), series=_series(job, one),
+        pack_steps=_pack_steps(whole, packs),
         penalised={f"regularizers.{p.index}": p.tensors for p in (*one.penalties, *one.bounds)}, step_order=list(ORDER), environment=environment(job.device),
-        warnings=[*_warnings(job, one), *cautions.of_data(job)], pack=pack, step=step,
+        warnings=[*_warnings(job, one), *cautions.of_data(whole)], pack=pack, step=step,
     )  # fmt: skip
+
+
+def pack_begun(job: Job, index: int, runs: list[Run]) -> PackBegun:
+    """`job`: as the runs of the pack see it."""
+    layers, values = [layer.name for layer in job.shape], [run.values for run in runs]
+    return PackBegun(
+        pack=index, layers=layers, steps=job.steps, steps_per_epoch=job.per_epoch, runs=[run.index for run in runs], values=values, variant=runs[0].variant,
+        times=times(job.shape),
+    )  # fmt: skip
+
+
+def _pack_steps(job: Job, packs: list[list[int]]) -> list[int]:
+    """Steps of each pack, counted from its variant and its rows; of a refit those of the first variant."""
+    found: dict[tuple[str | None, int | None, int | None, bool], int] = {}
+    for run in (job.runs[members[0]] for members in packs):
+        key = (run.variant, run.fold, run.outer, run.refit)
+        if key not in found:
+            rows = split_of(job, run)
+            found[key] = steps(run.spec, Counts(train=len(rows.train), val=len(rows.val), test=len(rows.test)))
+    return [found[run.variant, run.fold, run.outer, run.refit] for run in (job.runs[members[0]] for members in packs)]
 
 
 @torch.no_grad()
 def of_runs(job: Job, running: Running) -> Iterator[RunFinished]:
     """Every run at its final weights: its metrics on all training rows, on val, and on test where no choice is to be made first."""
     pack, recorder = running.pack, running.recorder
-    parts = [("train", job.train), ("val", job.val), *([("test", job.test)] if tells_test(job, pack.runs[0]) else [])]
+    held_out = "test" if pack.runs[0].outer is None else "outer"
+    parts = [("train", job.train), ("val", job.val), *([(held_out, job.test)] if tells_test(job, pack.runs[0]) else [])]
     measured = {name: value.cpu().numpy() for part, rows in parts if len(rows) for name, value in evaluate(pack, rows, part).items()}
     penalties = {p.name: p.value(pack.flat).cpu().double().numpy() for p in pack.penalties}
     tensors, certificate = pack.net.tensors, certifier(pack, job.train, lambda runs: pack_of(job, runs))
@@ -48,20 +72,24 @@ def of_runs(job: Job, running: Running) -> Iterator[RunFinished]:
         metrics = {name: float(value[r]) for name, value in (measured | penalties).items()}
         if penalties:
             metrics["objective/train"] = metrics["loss/train"] + sum(float(value[r]) for value in penalties.values())
-        died = recorder.died.get(r)
+        slot = running.slots[r]
+        died = recorder.died.get(slot)
         yield RunFinished(
             run=run.index, state=RunState.FAILED if died else RunState.SUCCEEDED,
-            stop_reason=StopReason.DIVERGED if died else StopReason.EARLY_STOPPING if r in recorder.ended else StopReason.BUDGET,
-            steps=recorder.ended.get(r, job.steps), metrics=metrics, best=running.best.of(r),
+            stop_reason=_stop_reason(pack, r, died=bool(died), ended=slot in recorder.ended),
+            steps=recorder.ended.get(slot, job.steps), metrics=metrics, best=running.best.of(r),
             zeros={name: int((tensors[name][r] == 0).sum()) for p in (*pack.penalties, *pack.bounds) for name in p.tensors},
-            coefficients=_coefficients(job, tensors, r), first_nonfinite=_named(job, died), certificate=None if died else certificate(r),
-            values=run.values if run.refit else None,
+            coefficients=_coefficients(job, pack.spec, tensors, r), first_nonfinite=_named(job, died), certificate=None if died else certificate(r),
         )  # fmt: skip
 
 
-def weights(pack: Pack) -> dict[str, Tensor]:
-    """Parameters and running averages of a pack's runs, by name, on the CPU.  (R, *shape) each"""
-    return {name: view.detach().cpu().clone() for name, view in (dict(pack.net.tensors) | pack.layout.buffer_views(pack.buffers)).items()}
+def _stop_reason(pack: Pack, r: int, *, died: bool, ended: bool) -> StopReason:
+    if died:
+        return StopReason.DIVERGED
+    converged = pack.directions.state.get("converged")
+    if converged is not None and bool(converged[r]):
+        return StopReason.CONVERGED
+    return StopReason.EARLY_STOPPING if ended else StopReason.BUDGET
 
 
 def finished(job: Job, tensors: dict[str, Tensor], runs: list[Run], answer: dict[str, Any]) -> Finished:
@@ -72,20 +100,20 @@ def finished(job: Job, tensors: dict[str, Tensor], runs: list[Run], answer: dict
     about = {
         "spec": resolved(job.spec), "digest": job.digest, "features": list(job.rows.facts.feature_names or ()), "classes": list(job.rows.facts.class_names or ()),
         "preprocess": {"mean": job.scaling.mean.tolist(), "scale": job.scaling.scale.tolist()},
-        "runs": [{"index": run.index, "values": run.values, "seed": run.seed, "fold": run.fold} for run in runs],
+        "runs": [{"index": run.index, "variant": run.variant, "values": run.values, "seed": run.seed, "fold": run.fold, "outer": run.outer} for run in runs],
     }  # fmt: skip
     saved = save(job.scratch / "model.tmp", tensors, about)
     return Finished(result=result, path=saved.path, sha256=saved.sha256)
 
 
 def tells_test(job: Job, run: Run) -> bool:
-    """Whether a run is measured on the test rows as it ends: not where a choice among several is still to be made."""
-    return run.refit or (run.fold is None and len(points(job.runs)) == 1)
+    """Whether a run is measured on the test rows (of nested folds: on the outer fold) as it ends: not where a choice among several is still to be made."""
+    return run.point is None if run.refit else run.fold is None and run.outer is None and len(points(job.runs)) == 1
 
 
 def _series(job: Job, pack: Pack) -> list[str]:
     """The names of all series that this job reports, in the order in which they are shown."""
-    spec, penalised = job.spec, bool(pack.penalties)
+    spec, penalised = pack.spec, bool(pack.penalties)
     measured = activations.names(job.shape)
     present = {
         "loss/val": len(job.val) > 0,
@@ -122,8 +150,8 @@ def _warnings(job: Job, pack: Pack) -> list[Warned]:
     return found
 
 
-def _coefficients(job: Job, tensors: Any, r: int) -> dict[str, Any] | None:
-    if not isinstance(job.spec.model, LinearModel):
+def _coefficients(job: Job, spec: JobSpec, tensors: Any, r: int) -> dict[str, Any] | None:
+    if not isinstance(spec.model, LinearModel):
         return None
     weight = tensors["head.weight"][r].cpu().double().numpy()
     bias = tensors["head.bias"][r].cpu().double().numpy() if "head.bias" in tensors else None

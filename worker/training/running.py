@@ -34,18 +34,26 @@ COMPACT = 256
 class Running:
     """A pack, its best evaluations and its points. Runs that have stopped leave the pack when at most half are left; their state stays here."""
 
-    def __init__(self, job: Job, index: int, runs: list[Run]) -> None:
+    def __init__(self, job: Job, index: int, members: list[int], runs: list[Run], *, begin: tuple[Tensor, Tensor] | None = None) -> None:
+        """`members`: the runs of the pack as it is stored, `runs`: those of them that train; `begin`: weights and running averages of a warm start."""
         self.job, self.index, self.runs = job, index, runs
         self.done = 0
         """Updates done."""
-        self.recorder = Recorder(index, len(runs))
+        self._slots = [members.index(run.index) for run in runs]
+        """Of each run its place in the stored pack, which the points are told by."""
+        self.recorder = Recorder(index, len(members), trained=len(runs))
         self._whole: dict[str, Tensor] = {}
-        self._make(list(range(len(runs))))
+        self._make(list(range(len(runs))), begin)
 
     @property
     def living(self) -> bool:
-        """Whether any run is known to go on."""
-        return self.recorder.living
+        """Whether any run is known to go on. On a CPU asking the pack costs next to nothing, elsewhere a report tells."""
+        return self.recorder.living and (self.job.device.type != "cpu" or bool(self.pack.alive.any()))
+
+    @property
+    def slots(self) -> list[int]:
+        """Of each run that still trains its place in the stored pack."""
+        return [self._slots[place] for place in self.places]
 
     def update(self) -> None:
         """One update of every living run, and at the end of an epoch its evaluation."""
@@ -72,7 +80,7 @@ class Running:
     def report(self) -> Iterator[Points]:
         """The points since the last report, if there are any."""
         with self.spending("report"):
-            points = self.recorder.report(self.pack, self.places, self.done)
+            points = self.recorder.report(self.pack, self.slots, self.done)
         if points is not None:
             yield points
 
@@ -83,14 +91,14 @@ class Running:
         alive = self.pack.alive.cpu().numpy()  # one synchronisation in COMPACT steps
         if 0 < alive.sum() <= self.pack.size / 2:
             yield from self.report()
-            self.recorder.settle(alive, self.places, self.done)
+            self.recorder.settle(alive, self.slots, self.done)
             self._take(self._gathered(), [self.places[row] for row in np.flatnonzero(alive)])
 
     def end(self) -> None:
         """After the last update: all runs in one pack again, with the weights of their best evaluations where they are to be restored."""
         if len(self.places) < len(self.runs):
             self._take(self._gathered(), list(range(len(self.runs))))
-        self.recorder.settle(self.pack.alive.cpu().numpy(), self.places, self.done)
+        self.recorder.settle(self.pack.alive.cpu().numpy(), self.slots, self.done)
         self.best.restore(self.pack)
 
     def checkpoint(self, *, final: bool) -> Checkpointed:
@@ -119,10 +127,10 @@ class Running:
         yield
         self.job.seconds[on] += time.perf_counter() - begin
 
-    def _make(self, places: list[int]) -> None:
+    def _make(self, places: list[int], begin: tuple[Tensor, Tensor] | None = None) -> None:
         self.places = places
         """Which of the pack's runs still train: row r of every tensor belongs to runs[places[r]]."""
-        self.pack = pack_of(self.job, [self.runs[place] for place in places])
+        self.pack = pack_of(self.job, [self.runs[place] for place in places], begin=begin)
         self.best = Best(self.pack, self.pack.early.metric if self.pack.early else "loss/val", self.pack.early)
         self.feed = Feed(self.job, self.pack)
 
@@ -151,10 +159,10 @@ class Running:
         return self._whole
 
 
-def pack_of(job: Job, runs: list[Run]) -> Pack:
-    """These runs of the job as one pack, at their initial weights."""
+def pack_of(job: Job, runs: list[Run], *, begin: tuple[Tensor, Tensor] | None = None) -> Pack:
+    """These runs of the job as one pack, at their initial weights, or at given weights (R, P) and running averages (R, Q)."""
     names = feature_names(job.rows.facts)
-    pack = Pack(runs, job.shape, features=len(names), device=job.device, names=names, curvature=job.curvature, class_weights=job.class_weights)
-    if isinstance(pack.spec.model.init, Lsuv):
+    pack = Pack(runs, job.shape, features=len(names), device=job.device, names=names, curvature=job.curvature, class_weights=job.class_weights, begin=begin)
+    if isinstance(pack.spec.model.init, Lsuv) and begin is None:
         unit_variance(pack.net, Feed(job, pack).batch(0)[0], pack.stack(lambda s: concrete(s.model.init.scale)))
     return pack

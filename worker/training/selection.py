@@ -1,7 +1,7 @@
 """What the runs of a job say together: the table of scores, the choice, the refit with the chosen values, and the test rows, touched once."""
 
-from collections.abc import Iterator
-from dataclasses import asdict, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from statistics import median
 from typing import Any
 
@@ -11,14 +11,28 @@ from torch import Tensor
 
 from regtrain.contract.events import Event, Finished, RunFinished
 from regtrain.contract.regularizers import EarlyStopping
-from regtrain.contract.runs import Run, points, with_values
-from regtrain.contract.selection import Choice, Score, choose, scores
+from regtrain.contract.runs import Run, points
+from regtrain.contract.selection import Choice, Score, choose, in_words, nested, scores, spread
 from regtrain.contract.states import RunState, StopReason
 from worker.training import results
 from worker.training.evaluate import evaluate
+from worker.training.models import Layout
 from worker.training.pack import Pack
 from worker.training.prepare import Job, for_run
 from worker.training.running import pack_of
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The final weights of a trained pack, on the CPU: (R, P) and (R, Q), and where in them each tensor lies."""
+
+    runs: list[int]
+    flat: Tensor
+    buffers: Tensor
+    layout: Layout
+
+    def named(self) -> dict[str, Tensor]:
+        return dict(self.layout.views(self.flat)) | self.layout.buffer_views(self.buffers)
 
 
 class Found:
@@ -27,106 +41,167 @@ class Found:
     def __init__(self, job: Job) -> None:
         self.job = job
         self.runs: dict[int, RunFinished] = {}
-        self._made: dict[int, Run] = {run.index: run for run in job.runs if not run.refit}
-        """Runs that have been or will be trained, with their own specs."""
-        self._weights: list[tuple[list[int], dict[str, Tensor]]] = []
-        self._last = job
-        """The rows and the scaling of the newest pack: the refit's, where there is one."""
+        self._made: dict[int, Run] = {}
+        """Runs that have been or are being trained, with their values and specs."""
+        self._kept: list[Kept] = []
+        self._jobs: dict[int, tuple[int, Job]] = {}
+        """Of each trained run its updates an epoch; rows and scaling of refits."""
+        self._members: dict[tuple[int | None, int], list[int]] = {}
+        """Outer fold and point → its runs."""
+        for outer in (None, *range(job.spec.selection.outer or 0)):
+            self._members |= {(outer, run_of[0].point or 0): [run.index for run in run_of] for run_of in points(job.runs, outer)}
+
+    def expect(self, runs: Sequence[Run]) -> None:
+        """These runs are trained next."""
+        self._made |= {run.index: run for run in runs}
 
     def note(self, event: Event) -> None:
         if isinstance(event, RunFinished):
             self.runs[event.run] = event
 
     def keep(self, job: Job, pack: Pack) -> None:
-        """The final weights of a pack, on the CPU."""
-        self._weights.append(([run.index for run in pack.runs], results.weights(pack)))
-        self._last = job
+        """The final weights of a pack."""
+        self._kept.append(Kept([run.index for run in pack.runs], pack.flat.cpu().clone(), pack.buffers.cpu().clone(), pack.layout))
+        for run in pack.runs:
+            self._jobs[run.index] = (job.per_epoch, job if run.refit else self.job)
+
+    def left_out(self, members: Sequence[int], trained: Sequence[Run]) -> Iterator[RunFinished]:
+        """The runs of a pack that are not worth training, or, of a refit, that nothing could be chosen for."""
+        for index in members:
+            if index not in {run.index for run in trained}:
+                reason = StopReason.CANCELLED if self.job.runs[index].refit else StopReason.PRUNED
+                self.runs[index] = RunFinished(run=index, state=RunState.CANCELLED, stop_reason=reason, steps=0, metrics={})
+                yield self.runs[index]
 
     @property
     def failed(self) -> bool:
         """Whether no run has become anything."""
         return all(run.state != RunState.SUCCEEDED for run in self.runs.values())
 
-    def table(self) -> list[Score]:
-        """The score of every set of values, in the order of the grid; NaN without validation rows."""
-        return scores([(runs[0].values, [(run.index, self._metric(run.index)) for run in runs]) for runs in points(self.job.runs)])
+    def metric(self, index: int) -> float:
+        """What a run is compared by; NaN where it failed or has none."""
+        run = self.runs.get(index)
+        return run.metrics.get(self.job.spec.selection.metric, np.nan) if run is not None and run.state == RunState.SUCCEEDED else np.nan
 
-    def choice(self) -> Choice:
-        return choose(self.table(), higher_is_better=self.job.spec.selection.metric.startswith("accuracy"))
+    def members(self, run: Run) -> list[int]:
+        """All repetitions of a run's set of values, in the order of folds and seeds."""
+        assert run.point is not None
+        return self._members[run.outer, run.point]
+
+    def weights_of(self, index: int) -> tuple[Tensor, Tensor] | None:
+        """Final weights (P,) and running averages (Q,) of a run; None where it failed."""
+        if (run := self.runs.get(index)) is None or run.state != RunState.SUCCEEDED:
+            return None
+        kept = next(kept for kept in self._kept if index in kept.runs)
+        return kept.flat[kept.runs.index(index)], kept.buffers[kept.runs.index(index)]
+
+    def table(self, outer: int | None = None) -> list[Score]:
+        """The score of every set of values, in the order of the grid; NaN without validation rows."""
+        found = [runs for (of, _), runs in self._members.items() if of == outer]
+        first = [self._made.get(runs[0], self.job.runs[runs[0]]) for runs in found]
+        return scores([(run.variant, run.values, [(index, self.metric(index)) for index in runs]) for run, runs in zip(first, found, strict=True)])
+
+    def choice(self, table: Sequence[Score]) -> Choice:
+        return choose(table, higher_is_better=self._higher)
 
     def refit(self, run: Run) -> Run | None:
         """The refit with the chosen values; None where nothing could be chosen.
 
         It has no validation rows, so it cannot stop early by itself: it trains as many epochs as the chosen runs' best evaluations took, in the median.
         """
-        place = self.choice().by(self.job.spec.selection.rule)
+        table = self.table(run.outer)
+        place = self.choice(table).by(self.job.spec.selection.rule)
         if place is None:
             return None
-        chosen = self.table()[place]
-        spec = with_values(self.job.spec, dict(chosen.values))
+        chosen = self._made[table[place].runs[0]]
+        spec = chosen.spec
         if any(isinstance(r, EarlyStopping) for r in spec.regularizers):
-            epochs = [self.runs[index].best.get("step", 0) / for_run(self.job, self._made[index]).per_epoch for index in chosen.runs]
+            epochs = [self.runs[index].best.get("step", 0) / self._jobs[index][0] for index in table[place].runs]
             spec = spec.model_copy(update={"budget": spec.budget.model_copy(update={"epochs": max(1, round(median(epochs)))})})
-        self._made[run.index] = made = replace(run, values=dict(chosen.values), spec=spec)
-        return made
+        return replace(run, values=chosen.values, spec=spec, variant=chosen.variant)
 
     def tested(self) -> Iterator[RunFinished]:
         """The chosen run with its metrics on the test rows, where no refit has them."""
         chosen = self._chosen_run()
         if chosen is None or results.tells_test(self.job, self._made[chosen]) or not len(self.job.test):
             return
-        job, run = for_run(self.job, self._made[chosen]), self._made[chosen]
-        pack = pack_of(job, [run])
-        members, weights = next((members, weights) for members, weights in self._weights if chosen in members)
-        for name, view in (dict(pack.net.tensors) | pack.layout.buffer_views(pack.buffers)).items():
-            view[0].copy_(weights[name][members.index(chosen)])
+        run = self._made[chosen]
+        job, weights = for_run(self.job, run), self.weights_of(chosen)
+        assert weights is not None
+        pack = pack_of(job, [run], begin=(weights[0].unsqueeze(0), weights[1].unsqueeze(0)))
         measured = {name: float(value[0]) for name, value in evaluate(pack, job.test, "test").items()}
         self.runs[chosen] = replace(self.runs[chosen], metrics=self.runs[chosen].metrics | measured)
         yield self.runs[chosen]
 
     def finished(self) -> Finished:
-        """The job's result, and its model file: every tensor stacked over all trained runs, in the order of the runs."""
-        order = torch.from_numpy(np.argsort([index for members, _ in self._weights for index in members]))
-        tensors = {name: torch.cat([weights[name] for _, weights in self._weights])[order] for name in self._weights[0][1]}
-        return results.finished(self._last, tensors, [self._made[index] for index in sorted(self._made)], self._answer())
-
-    def _answer(self) -> dict[str, Any]:
+        """The job's result, and its model file: every tensor stacked over all trained runs, in the order of the runs; with variants each has tensors of its own."""
         chosen = self._chosen_run()
-        found: dict[str, Any] = {"chosen_run": chosen, "chosen_by": None, "values": {}, "selection": self._selection()}
-        if chosen is None:
-            place = self.choice().by(self.job.spec.selection.rule) if self._searches else None
-            return found if place is None else {**found, "values": dict(self.table()[place].values), "chosen_by": self.job.spec.selection.metric}
-        end = self.runs[chosen]
-        by = None if len(self.job.runs) == 1 else self.job.spec.selection.metric
-        return {**found, "chosen_by": by, "values": self._made[chosen].values, "zeros": end.zeros, "coefficients": end.coefficients, "certificate": end.certificate}
+        last = self.job if chosen is None or chosen not in self._jobs else self._jobs[chosen][1]
+        return results.finished(last, self._stacked(), [self._made[index] for index in sorted(self._made)], self._answer(chosen))
 
-    def _selection(self) -> dict[str, Any] | None:
+    def _stacked(self) -> dict[str, Tensor]:
+        parts: dict[str | None, list[Kept]] = {}
+        for kept in self._kept:
+            parts.setdefault(self._made[kept.runs[0]].variant, []).append(kept)
+        found: dict[str, Tensor] = {}
+        for variant, kept in parts.items():
+            order = torch.from_numpy(np.argsort([index for part in kept for index in part.runs]))
+            named = [part.named() for part in kept]
+            prefix = "" if variant is None else f"{variant}/"
+            found |= {f"{prefix}{name}": torch.cat([tensors[name] for tensors in named])[order] for name in named[0]}
+        return found
+
+    def _answer(self, chosen: int | None) -> dict[str, Any]:
+        table = self.table()
+        found: dict[str, Any] = {"chosen_run": chosen, "chosen_by": None, "variant": None, "values": {}, "selection": self._selection(table)}
+        if chosen is None:
+            place = self.choice(table).by(self.job.spec.selection.rule) if self._searches else None
+            return found if place is None else {**found, "values": dict(table[place].values), "variant": table[place].variant, "chosen_by": self.job.spec.selection.metric}
+        end, run = self.runs[chosen], self._made[chosen]
+        by = None if len(self.job.runs) == 1 else self.job.spec.selection.metric
+        head = {**found, "chosen_by": by, "variant": run.variant, "values": run.values}
+        return {**head, "zeros": end.zeros, "coefficients": end.coefficients, "certificate": end.certificate}
+
+    def _selection(self, table: list[Score]) -> dict[str, Any] | None:
         if not self._searches:
             return None
-        selection, choice = self.job.spec.selection, self.choice()
-        return {"metric": selection.metric, "rule": selection.rule, "chosen": choice.by(selection.rule), **asdict(choice), "table": [asdict(score) for score in self.table()]}
+        selection, choice = self.job.spec.selection, self.choice(table)
+        metrics = {index: self.metric(index) for score in table for index in score.runs}
+        return {
+            "metric": selection.metric, "rule": selection.rule, "chosen": choice.by(selection.rule), **asdict(choice), "table": [asdict(score) for score in table],
+            "in_words": in_words(table, choice, selection), "spread": spread(table, metrics, selection), "nested": self._nested(),
+        }  # fmt: skip
+
+    def _nested(self) -> dict[str, Any] | None:
+        """What the whole choice is worth on rows that it knows nothing of."""
+        refits = [run for run in self._made.values() if run.outer is not None and run.refit]
+        if not self.job.spec.selection.outer:
+            return None
+        name = self.job.spec.selection.metric.replace("val", "outer")
+        return nested([(run.values, run.variant, self.runs[run.index].metrics.get(name, np.nan)) for run in sorted(refits, key=lambda run: run.outer or 0)])
 
     @property
     def _searches(self) -> bool:
         """Whether there is something to compare, and rows to compare by."""
         return len(points(self.job.runs)) > 1 or self.job.spec.selection.folds is not None
 
+    @property
+    def _higher(self) -> bool:
+        return self.job.spec.selection.metric.startswith("accuracy")
+
     def _chosen_run(self) -> int | None:
         """The run that a caller means by "the" result: the only one, the refit, or the best of the chosen set of values. With folds alone there is none."""
-        refit = next((run.index for run in self._made.values() if run.refit), None)
-        if refit is not None or len(self.job.runs) == 1:
-            return refit if refit is not None else 0
-        place = self.choice().by(self.job.spec.selection.rule)
-        if place is None or self.job.spec.selection.folds is not None:
+        if len(self.job.runs) == 1:
+            return 0
+        refits = [run for run in self._made.values() if run.refit and run.outer is None]
+        if refits and refits[0].point is None:
+            return refits[0].index
+        table = self.table()
+        place = self.choice(table).by(self.job.spec.selection.rule)
+        if place is None:
             return None
-        sign = -1 if self.job.spec.selection.metric.startswith("accuracy") else 1
-        return min(self.table()[place].runs, key=lambda index: (sign * self._metric(index), index))
-
-    def _metric(self, index: int) -> float:
-        run = self.runs.get(index)
-        return run.metrics.get(self.job.spec.selection.metric, np.nan) if run is not None and run.state == RunState.SUCCEEDED else np.nan
-
-
-def skipped(run: Run) -> RunFinished:
-    """A refit that was not made, because nothing could be chosen."""
-    return RunFinished(run=run.index, state=RunState.CANCELLED, stop_reason=StopReason.CANCELLED, steps=0, metrics={})
+        if refits:
+            return next((run.index for run in refits if run.point == place), None)
+        if self.job.spec.selection.folds is not None:
+            return None
+        return min(table[place].runs, key=lambda index: ((-1 if self._higher else 1) * self.metric(index), index))

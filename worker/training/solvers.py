@@ -33,8 +33,9 @@ class Solver(Protocol):
 
 def proximal_step(
     spec: Proximal, solver: Solver, w: Tensor, gradient: Tensor, smooth: Objective, settle: Settle, *, curvature: Tensor | None, idle: Tensor
-) -> tuple[Tensor, Tensor]:
-    """The weights after one update, and the steps taken. Runs that are `idle` (R, 1) need no search.  gradient (R, P): of the smooth part at w; curvature (R, 1): L where it is known -> (R, P), (R, 1)
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The weights after one update, the steps taken, and the largest slope that was left, max|w − y|/s. Runs that are `idle` (R, 1) need no search.
+    gradient (R, P): of the smooth part at w; curvature (R, 1): L where it is known -> (R, P), (R, 1), (R, 1)
 
     w ← prox_s(y − s∇f(y)) with y = w + (t − 1)/t′·(w − before), t′ = (1 + √(1 + 4t²))/2; t restarts at 1 when ⟨y − w′, w′ − w⟩ > 0.
     """
@@ -48,7 +49,7 @@ def proximal_step(
         step, after = _backtracked(w, y, slope, step, after, smooth, settle, idle)
     against = _dot(y - after, after - w) > 0
     solver.state |= {"before": w.clone(), "inertia": torch.where(against, torch.ones_like(t), later), "step": step}
-    return after, step
+    return after, step, (after - y).abs().amax(1, keepdim=True) / step
 
 
 def _backtracked(w: Tensor, y: Tensor, slope: Tensor, step: Tensor, after: Tensor, smooth: Objective, settle: Settle, good: Tensor) -> tuple[Tensor, Tensor]:

@@ -59,6 +59,8 @@ def step(pack: Pack, x: Tensor, y: Tensor, *, t: int, lr: Tensor, look: bool = F
     measured |= diagnostics.of_update(preset, pack)
     if pack.spec.on_nonfinite == "stop":
         pack.alive = active
+    if "converged" in pack.directions.state:
+        pack.alive = pack.alive & (pack.directions.state["converged"] == 0).squeeze(1)
     return measured
 
 
@@ -193,15 +195,19 @@ def _smooth(pack: Pack, x: Tensor, y: Tensor) -> Objective:
 def _solve(pack: Pack, gradient: Tensor, measured: Measured, active: Tensor, smooth: Objective) -> None:
     """One update of an optimizer that chooses its own steps; runs that are not `active` (R, 1) keep their weights and its state."""
     state, idle = dict(pack.directions.state), ~active
+    value = measured.get("objective/train", measured["loss/train"])
+    assert isinstance(value, Tensor)
     match pack.spec.optimizer:
         case Proximal() as spec:
-            after, steps = proximal_step(spec, pack.directions, pack.flat, gradient, smooth, pack.settled, curvature=pack.curvature, idle=idle)
+            after, steps, left = proximal_step(spec, pack.directions, pack.flat, gradient, smooth, pack.settled, curvature=pack.curvature, idle=idle)
         case Lbfgs() as spec:
-            value = measured.get("objective/train", measured["loss/train"])
-            assert isinstance(value, Tensor)
+            left = gradient.abs().amax(1, keepdim=True)
             after, steps = lbfgs_step(spec, pack.directions, pack.flat, value, gradient, smooth, idle=idle)
         case other:
             raise TypeError(f"{other.kind} takes the steps that it is given")
+    if spec.tolerance:
+        reach = left.double() * after.abs().sum(1, keepdim=True, dtype=torch.float64)
+        pack.directions.state["converged"] = (reach <= spec.tolerance * value.abs().unsqueeze(1)).to(after.dtype)
     for name, before in state.items():
         now = pack.directions.state[name]
         pack.directions.state[name] = torch.where(active.view(-1, *[1] * (now.dim() - 1)), now, before)

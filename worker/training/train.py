@@ -8,12 +8,14 @@ from typing import Any
 from regtrain.contract.errors import Diverged
 from regtrain.contract.events import Event
 from regtrain.contract.job import JobSpec
+from regtrain.contract.plan import run_bytes
 from regtrain.contract.runs import packs as packs_of
 from worker.training import results
 from worker.training.checkpoints import load
 from worker.training.prepare import Job, for_run, prepare
 from worker.training.running import Running
-from worker.training.selection import Found, skipped
+from worker.training.search import Search
+from worker.training.selection import Found
 
 
 def train(
@@ -38,25 +40,25 @@ def train(
         TrainingError: the rows are missing or unfit, it does not fit into memory, or every run diverged.
     """
     job = prepare(spec, device=device, data=data, upload=upload, scratch=scratch)
-    packs = packs or packs_of(job.runs, shape=job.shape, batch=job.batch, item_bytes=job.train.x.element_size(), device=job.device.type)
+    packs = packs or packs_of(job.runs, spec, bytes_of=lambda variant: run_bytes(variant, job.rows.facts), device=job.device.type)
     states = {index: load(path, digest=job.digest, device=job.device) for index, path in (resume or {}).items()}
-    at, step = _beginning(states)
-    yield results.started(for_run(job, job.runs[packs[0][0]]), packs, job.runs[packs[0][0]], pack=at, step=step)
     found = Found(job)
+    search = Search(job, found)
+    at, step = _beginning(states)
+    yield results.started(job, search.first(packs[0]), packs, pack=at, step=step)
     for index, members in enumerate(packs):
-        runs = [job.runs[i] for i in members]
-        if runs[0].refit:
-            refit = found.refit(runs[0])
-            if refit is None:
-                yield skipped(runs[0])
-                continue
-            runs = [refit]
+        runs = search.begin(members)
+        yield from found.left_out(members, runs)
+        if not runs:
+            continue
         mine = for_run(job, runs[0])
-        running = Running(mine, index, runs)
+        yield results.pack_begun(mine, index, runs)
+        running = Running(mine, index, members, runs, begin=search.weights_for(mine, runs))
         for event in _train_pack(mine, running, states.pop(index, None), wants_checkpoint, checkpoint_seconds):
             found.note(event)
             yield event
         found.keep(mine, running.pack)
+        search.end(runs)
     if found.failed:
         first = min(found.runs.values(), key=lambda run: run.steps)
         raise Diverged(f"every run became non-finite, the first (run {first.run}) at step {first.steps}: lower optimizer.lr, or set a clip")

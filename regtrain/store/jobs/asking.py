@@ -43,7 +43,10 @@ def submit(db: Database, spec: JobSpec, *, given: dict[str, Any], warnings: list
     job_id = new_id("job")
     job = _row(job_id, spec, given=given, warnings=warnings, retry_of=retry_of, runs=len(expanded))
     rows = [
-        {"job": job_id, "index": run.index, "seed": run.seed, "state": RunState.QUEUED, "steps": 0, "values": run.values, "metrics": {}, "best": {}, "zeros": {}}
+        {
+            **{"job": job_id, "index": run.index, "seed": run.seed, "state": RunState.QUEUED, "steps": 0, "values": run.values, "metrics": {}, "best": {}, "zeros": {}},
+            **{"variant": run.variant, "point": run.point, "fold": run.fold, "outer": run.outer, "refit": int(run.refit)},
+        }
         for run in expanded
     ]
     try:

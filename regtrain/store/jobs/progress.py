@@ -6,8 +6,9 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, select
 
-from regtrain.contract.events import Points, Started
+from regtrain.contract.events import PackBegun, Points, Started
 from regtrain.store import rates, series
+from regtrain.store.started import OF_PACKS, of_pack
 from regtrain.store.tables import now, runs
 
 SHOWN = ("loss/train", "objective/train", "loss/val", "accuracy/val")
@@ -21,20 +22,30 @@ def begun(job: Row[Any], event: Started, columns: dict[str, Any]) -> dict[str, A
     told = asdict(event)
     warnings = [*job.warnings, *(warning for warning in told.pop("warnings") if warning not in job.warnings)]
     packs: list[list[int]] = job.packs or told.pop("packs")
-    steps = event.steps * len(packs)
-    at = event.pack * event.steps + event.step
+    each = event.steps_of_packs
+    at, steps = sum(each[: event.pack]) + event.step, sum(each)
     progress = {"step": at, "steps": steps, "epoch": event.step // event.steps_per_epoch, "runs": job.runs, "eta_seconds": None}
     kept = {key: told[key] for key in ("steps", "steps_per_epoch", "layers", "times", "series", "penalised", "step_order", "environment")}
+    before: dict[str, Any] = job.started or {}
+    kept["pack_steps"] = each
+    kept["packs"] = before.get("packs", {})
     return {"started": kept, "packs": packs, "warnings": warnings, "progress": progress, "pack": event.pack, "attempt_at": now(), "attempt_step": at}
+
+
+def pack_begun(job: Row[Any], event: PackBegun, columns: dict[str, Any]) -> dict[str, Any]:
+    """What this pack has that the first has not."""
+    started: dict[str, Any] = columns.get("started") or job.started
+    own = {key: value for key in OF_PACKS if (value := getattr(event, key)) != started[key]}
+    return {"started": {**started, "packs": {**started["packs"], str(event.pack): own}}} if own else {}
 
 
 def advanced(job: Row[Any], event: Points, columns: dict[str, Any]) -> dict[str, Any]:
     """Progress after a report. Steps are counted over all packs; the expected time follows the pace of this attempt."""
     started: dict[str, Any] = columns.get("started") or job.started or {}
     since, origin = (columns[name] if name in columns else getattr(job, name) for name in ("attempt_at", "attempt_step"))
-    steps, per_epoch = started.get("steps", 0), started.get("steps_per_epoch", 1)
+    per_epoch = of_pack(started, event.pack, "steps_per_epoch")
     before: dict[str, Any] = columns.get("progress", job.progress)
-    at, total = event.pack * steps + event.step, before["steps"]
+    at, total = sum(started["pack_steps"][: event.pack]) + event.step, before["steps"]
     eta = None
     if since is not None and total is not None and at > origin:
         eta = round(max((now() - since).total_seconds() * (total - at) / (at - origin), 0.0), 3)

@@ -11,6 +11,7 @@ from regtrain.contract.errors import NotFound
 from regtrain.contract.states import FINAL, Intent, State
 from regtrain.store.cursors import decoded, encoded
 from regtrain.store.database import Database
+from regtrain.store.started import places_of
 from regtrain.store.tables import jobs as table
 from regtrain.store.tables import logs as logs_table
 
@@ -100,7 +101,7 @@ def job_of(row: Mapping[Any, Any]) -> Job:
     """The job of a row's columns."""
     columns = {name: row[name] for name in Job.__dataclass_fields__ if name != "layers"}
     started: dict[str, Any] | None = row["started"]
-    return Job(**_words(columns), layers=started["layers"] if started else None)
+    return Job(**_words(columns), layers=places_of(started, "per_layer") if started else None)
 
 
 def summaries(

@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
-from sqlalchemy import Connection, Row, delete, func, insert, select, update
+from sqlalchemy import Connection, Row, bindparam, delete, func, insert, select, update
 
 from regtrain.contract.errors import NotFound, StaleAttempt
-from regtrain.contract.events import Checkpointed, Event, Finished, Log, Points, RunFinished, Started
+from regtrain.contract.events import Checkpointed, Event, Finished, Log, PackBegun, Points, RunFinished, Started
 from regtrain.contract.job import JobSpec
 from regtrain.contract.states import Failure, Intent, RunState, State
 from regtrain.store import files, nudge, series
 from regtrain.store.database import Database
 from regtrain.store.jobs.moves import move
-from regtrain.store.jobs.progress import advanced, begun, best_run, ended
+from regtrain.store.jobs.progress import advanced, begun, best_run, ended, pack_begun
 from regtrain.store.tables import MOST_CRASHES, checkpoints, datasets, dumps, jobs, logs, now, runs
 
 KEPT_CHECKPOINTS = 2
@@ -75,7 +75,7 @@ def heartbeat(db: Database, claim: Claim, *, step: int) -> Intent | None:
 
 
 def report(db: Database, claim: Claim, events: Sequence[Event]) -> None:
-    """Stores Started, Points, RunFinished and Log in one transaction, in their order. Without events it only asks whether the job is still ours.
+    """Stores Started, PackBegun, Points, RunFinished and Log in one transaction, in their order. Without events it only asks whether the job is still ours.
 
     Raises:
         StaleAttempt: the job is no longer ours; nothing was stored.
@@ -87,6 +87,9 @@ def report(db: Database, claim: Claim, events: Sequence[Event]) -> None:
             match event:
                 case Started():
                     columns |= begun(job, event, columns)
+                case PackBegun():
+                    columns |= pack_begun(job, event, columns)
+                    _set_values(connection, claim, event)
                 case Points():
                     series.append(connection, claim.job, event)
                     columns |= advanced(job, event, columns)
@@ -266,11 +269,17 @@ def _run_finished(connection: Connection, claim: Claim, event: RunFinished) -> N
         "first_nonfinite": event.first_nonfinite,
         "certificate": event.certificate,
     }
-    if event.values is not None:
-        columns["values"] = event.values
     done = connection.execute(update(runs).where(runs.c.job == claim.job, runs.c.index == event.run).values(**columns))
     if done.rowcount != 1:
         raise NotFound(f"job {claim.job} has no run {event.run}")
+
+
+def _set_values(connection: Connection, claim: Claim, event: PackBegun) -> None:
+    """What the runs of a pack did not have when the job was submitted."""
+    rows = [{"at": index, "new": values, "label": event.variant} for index, values in zip(event.runs, event.values, strict=True)]
+    if rows:
+        mine = (runs.c.job == claim.job) & (runs.c.index == bindparam("at"))
+        connection.execute(update(runs).where(mine).values({runs.c["values"]: bindparam("new", type_=runs.c["values"].type), runs.c.variant: bindparam("label")}), rows)
 
 
 def _log(connection: Connection, claim: Claim, event: Log) -> None:
@@ -282,10 +291,9 @@ def _refresh(connection: Connection, job: Row[Any], columns: dict[str, Any], eve
     """Latest metrics, and the runs that train now."""
     if any(isinstance(event, Points) for event in events):
         columns["metrics"] = best_run(connection, job, columns)
-    packs: list[list[int]] | None = columns.get("packs", job.packs)
-    for pack in {event.pack for event in events if isinstance(event, Started)} | ({columns["pack"]} - {job.pack} if "pack" in columns else set[int]()):
-        if packs and pack < len(packs):  # an attempt that finds every pack done begins behind the last
-            connection.execute(update(runs).where(runs.c.job == job.id, runs.c.index.in_(packs[pack]), runs.c.state == RunState.QUEUED).values(state=RunState.RUNNING))
+    training = [index for event in events if isinstance(event, PackBegun) for index in event.runs]
+    if training:
+        connection.execute(update(runs).where(runs.c.job == job.id, runs.c.index.in_(training), runs.c.state == RunState.QUEUED).values(state=RunState.RUNNING))
 
 
 def _fail(connection: Connection, job_id: str, failure: Failure, message: str, detail: str) -> None:

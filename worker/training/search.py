@@ -1,0 +1,178 @@
+"""What the runs of a job wait for: values that are found by training (a path from λ_max, suggestions), weights to start from, and whether they are still worth it."""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from regtrain.contract.job import JobSpec
+from regtrain.contract.ranges import Path, Suggest
+from regtrain.contract.runs import Run, length_of, origin_of, ranges, warm_axis, with_values
+from regtrain.contract.variants import specs_of
+from worker.training.draws import seed_at
+from worker.training.prepare import Job, for_run
+from worker.training.running import pack_of
+from worker.training.selection import Found
+from worker.training.strengths import empty, strongest
+
+SIX_PAIRS = 6
+"""Of fewer pairs not even a unanimous vote is significant at 1 in 30 (Wilcoxon 1945): with five, p is at least 1/32."""
+P = 0.05
+Block = tuple[str | None, int | None]
+"""Variant and outer fold: what is searched by itself."""
+
+
+class Search:
+    """Decides what a pack trains when its turn comes, from what the packs before it have found. The same results lead to the same decisions, also after a resume."""
+
+    def __init__(self, job: Job, found: Found) -> None:
+        self.job, self.found = job, found
+        self._specs: dict[str | None, JobSpec] = dict(specs_of(job.spec))
+        self._tops: dict[Any, float] = {}
+        self._trials: dict[tuple[Block, int], Any] = {}
+        """Block and place → Optuna's trial."""
+        self._studies: dict[Block, Any] = {}
+        self._pruned: set[tuple[Block, int]] = set()
+        self._at = {_address(run, self._axis(run)): run.index for run in job.runs if run.place is not None}
+
+    def first(self, members: list[int]) -> Run:
+        """A run of a pack as far as it can be known without asking for suggestions, to describe the job by."""
+        run = self.job.runs[members[0]]
+        searched = {path: r.suggest[0] for path, r in ranges(run.spec) if isinstance(r, Suggest)}
+        return replace(run, spec=with_values(run.spec, {**searched, **self._path_values(run)}))
+
+    def begin(self, members: list[int]) -> list[Run]:
+        """The runs of a pack that train, with their values."""
+        runs = [self.job.runs[index] for index in members]
+        self._ask(runs)
+        found = (self.found.refit(run) if run.point is None else self._assigned(run) for run in runs if not self._left_out(run))
+        trained = [run for run in found if run is not None]
+        self.found.expect(trained)
+        return trained
+
+    def weights_for(self, job: Job, runs: list[Run]) -> tuple[Tensor, Tensor] | None:
+        """Weights (R, P) and running averages from which warm-started runs begin: a path without any weights, where they are zero. None for those that begin
+        by themselves, and where a run to start from has failed. `job`: as these runs see it."""
+        starts = [self._start(job, run) for run in runs]
+        known = [start for start in starts if start is not None]
+        if len(known) < len(starts):
+            return None
+        return torch.stack([flat for flat, _ in known]), torch.stack([buffers for _, buffers in known])
+
+    def end(self, runs: list[Run]) -> None:
+        """Tells the search what a trained pack has shown, and gives up what is surely worse."""
+        for place, (block, members) in {run.place: (_block(run), run) for run in runs if self._suggested(run) and not run.refit}.items():
+            assert place is not None
+            self._tell(block, place, cast(Run, members))
+
+    # ---------------------------------------------------------------- paths
+
+    def _assigned(self, run: Run) -> Run:
+        values = {**run.values, **self._path_values(run), **self._suggestion(run)}
+        return replace(run, values=values, spec=with_values(run.spec, values))
+
+    def _path_values(self, run: Run) -> dict[str, float]:
+        """λ_max·ratio^(place/(n − 1)), λ_max from all training rows that this block may see: folds share their strengths."""
+        found: dict[str, float] = {}
+        for path, r in ranges(run.spec):
+            if isinstance(r, Path):
+                assert run.place is not None
+                found[path] = self._top(run, path) * r.ratio ** (run.place / (r.path - 1))
+        return found
+
+    def _top(self, run: Run, path: str) -> float:
+        key = (_block(run), tuple(run.values.items()), path)
+        if key not in self._tops:
+            whole = for_run(self.job, replace(run, fold=None, refit=False))
+            alone = replace(run, spec=with_values(run.spec, {path: 1.0}))
+            self._tops[key] = strongest(whole, alone, int(path.split(".")[1]), pack_of(whole, [alone]))
+        return self._tops[key]
+
+    def _axis(self, run: Run) -> str | None:
+        return warm_axis(self._specs[run.variant])
+
+    def _start(self, job: Job, run: Run) -> tuple[Tensor, Tensor] | None:
+        axis = None if run.point is None else self._axis(run)
+        if axis is None or run.place is None:
+            return None
+        place = origin_of(run.place, length_of(self._specs[run.variant], axis))
+        if place is not None:
+            return self.found.weights_of(self._at[_address(replace(run, place=place), axis)])
+        on_path = any(isinstance(r, Path) for _, r in ranges(self._specs[run.variant]))
+        pack = pack_of(job, [run])
+        return (empty(job, run, pack), pack.buffers[0].cpu()) if on_path else None
+
+    # ---------------------------------------------------------------- suggestions
+
+    def _suggested(self, run: Run) -> bool:
+        return run.point is not None and any(isinstance(r, Suggest) for _, r in ranges(self._specs[run.variant]))
+
+    def _ask(self, runs: list[Run]) -> None:
+        """New sets of values for all runs of a pack that have none yet: a batch is asked for at once."""
+        for run in runs:
+            if self._suggested(run) and (key := (_block(run), cast(int, run.place))) not in self._trials:
+                with _quiet() as optuna:
+                    searched = {path: r for path, r in ranges(self._specs[run.variant]) if isinstance(r, Suggest)}
+                    space = {path: optuna.distributions.FloatDistribution(*r.suggest, log=r.log) for path, r in searched.items()}
+                    self._trials[key] = self._study(_block(run)).ask(space)
+
+    def _suggestion(self, run: Run) -> dict[str, float]:
+        return dict(self._trials[_block(run), cast(int, run.place)].params) if self._suggested(run) else {}
+
+    def _study(self, block: Block) -> Any:
+        if block not in self._studies:
+            with _quiet() as optuna:
+                seed = seed_at(self.job.spec.seed, "search", *(str(part) for part in block)) % 2**32
+                sampler = optuna.samplers.TPESampler(seed=seed, multivariate=True, constant_liar=True)
+                pruner = optuna.pruners.WilcoxonPruner(p_threshold=P, n_startup_steps=SIX_PAIRS)
+                direction = "maximize" if self.job.spec.selection.metric.startswith("accuracy") else "minimize"
+                self._studies[block] = optuna.create_study(direction=direction, sampler=sampler, pruner=pruner)
+        return self._studies[block]
+
+    def _tell(self, block: Block, place: int, run: Run) -> None:
+        """Every pair of fold and seed is a step; a search that has all of them is done with this set of values."""
+        trial, study, members = self._trials[block, place], self._study(block), self.found.members(run)
+        scores = {step: self.found.metric(index) for step, index in enumerate(members) if index in self.found.runs}
+        with _quiet() as optuna:
+            states = optuna.trial.TrialState
+            if not all(np.isfinite(score) for score in scores.values()):
+                study.tell(trial, state=states.FAIL)
+                self._pruned.add((block, place))
+                return
+            for step, score in scores.items():
+                if step not in trial.study.trials[trial.number].intermediate_values:
+                    trial.report(score, step)
+            if len(scores) == len(members):
+                study.tell(trial, float(np.mean(list(scores.values()))))
+            elif self.job.spec.selection.prune and trial.should_prune():
+                study.tell(trial, state=states.PRUNED)
+                self._pruned.add((block, place))
+
+    def _left_out(self, run: Run) -> bool:
+        return not run.refit and run.place is not None and (_block(run), run.place) in self._pruned
+
+
+def _block(run: Run) -> Block:
+    return run.variant, run.outer
+
+
+def _address(run: Run, axis: str | None) -> tuple[Any, ...]:
+    """What tells a run from all others: everything but its index."""
+    others = tuple((path, value) for path, value in run.values.items() if path != axis)
+    return run.variant, run.outer, run.refit, run.fold, run.seed, others, run.place
+
+
+@contextmanager
+def _quiet() -> Iterator[Any]:
+    """Optuna, imported when it is needed, without its log and its warnings that what we use may change: the version is pinned."""
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        yield optuna

@@ -54,6 +54,13 @@ class SignalAnswer(BaseModel):
     remedies: list[ChangeAnswer] = Field(description="Changes whose predicted ratio is nearer to 1, the best first.")
 
 
+class VariantAnswer(BaseModel):
+    label: str
+    layers: list[LayerAnswer]
+    parameters: int
+    steps: int
+
+
 class PlanAnswer(BaseModel):
     spec: dict[str, Any] = Field(description="With every default filled in.")
     origin: dict[str, str] = Field(description="Path → given, default or searched.")
@@ -69,6 +76,7 @@ class PlanAnswer(BaseModel):
     run_bytes: int = Field(description="Memory of one run while it trains, from the shapes.")
     pack_bytes: dict[str, int] = Field(description="Device kind → memory of its largest pack.")
     rows_bytes: int
+    variants: list[VariantAnswer] = Field(description="What each variant comes to; layers, parameters and steps above are those of the spec as it stands.")
     signal: SignalAnswer
     expected_seconds: dict[str, float | None] = Field(description="Device kind → wall time of the whole job; null until a worker has finished one of this shape and these packs.")
 
@@ -76,7 +84,7 @@ class PlanAnswer(BaseModel):
 EXAMPLE = {
     "spec": {"name": ""}, "origin": {"optimizer.lr": "given", "clip": "default"}, "digest": "9f2c", "warnings": [], "runs": 3, "packs": {"cpu": [3], "cuda": [3]},
     "rows": {"train": 5, "val": 0, "test": 0}, "layers": [{"name": "head", "output": [1]}], "parameters": 2, "steps": 100, "steps_per_epoch": 1, "run_bytes": 108,
-    "pack_bytes": {"cpu": 324, "cuda": 324}, "rows_bytes": 40,
+    "pack_bytes": {"cpu": 324, "cuda": 324}, "rows_bytes": 40, "variants": [],
     "signal": {
         "input_rms": 3.32, "layers": [{"name": "head", "forward": 0, "backward": 1, "chi": None, "dead": None}], "gradient_ratio": None, "chi": None, "depth_scale": None,
         "trainable_depth": None, "initial_loss": 39.6, "dead": None, "remedies": [],

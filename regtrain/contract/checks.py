@@ -28,7 +28,7 @@ from regtrain.contract.regularizers import (
     UnitNorm,
     WeightDecay,
 )
-from regtrain.contract.runs import MOST_RUNS, count, expand, ranges, warm_axis
+from regtrain.contract.runs import MOST_RUNS, count, expand, provisional, ranges, warm_axis
 from regtrain.contract.selection import strength
 from regtrain.contract.theory import warning
 from regtrain.contract.variants import spec_of, specs_of
@@ -397,7 +397,7 @@ def _warnings(spec: JobSpec, facts: Facts) -> Iterator[Warned]:
         yield Warned("budget.batch_size", "the last batch of each epoch has one row, whose batch normalization is constant")
     if isinstance(normalization, BatchNorm) and spec.budget.accumulate > 1:
         yield Warned("budget.accumulate", "with batch normalization the statistics are those of each micro-batch, so accumulation is not the same as one large batch")
-    if (said := warning(spec, facts, shape)) is not None:
+    if (said := warning(provisional(spec), facts, shape)) is not None:
         yield Warned("model.activation" if normalization is None else "model.normalization", said)
 
 

@@ -8,7 +8,7 @@ from regtrain.contract.checks import shape_of
 from regtrain.contract.datasets import Counts, Facts, counts
 from regtrain.contract.job import JobSpec, batch_size, resolved, steps, steps_per_epoch
 from regtrain.contract.models import Layer, parameters
-from regtrain.contract.runs import PACK_BYTES, bytes_of_run, expand, packs, vectors_of
+from regtrain.contract.runs import PACK_BYTES, bytes_of_run, expand, packs, provisional, vectors_of
 from regtrain.contract.theory import Signal, signal
 from regtrain.contract.variants import specs_of
 
@@ -62,7 +62,7 @@ def plan(spec: JobSpec, facts: Facts) -> Plan:
     """The plan of a spec that `check` has accepted."""
     shape, sizes, item, runs = shape_of(spec, facts), counts(spec.dataset, facts, seed=spec.seed), ITEM_BYTES[spec.dtype], expand(spec)
     members = {device: packs(runs, spec, bytes_of=lambda variant: run_bytes(variant, facts), device=device) for device in DEVICES}
-    each = {label: run_bytes(variant, facts) for label, variant in specs_of(spec)}
+    each, first = {label: run_bytes(variant, facts) for label, variant in specs_of(spec)}, provisional(runs[0].spec)
     return Plan(
         runs=len(runs),
         packs={device: [len(pack) for pack in of] for device, of in members.items()},
@@ -74,7 +74,7 @@ def plan(spec: JobSpec, facts: Facts) -> Plan:
         run_bytes=max(each.values()),
         pack_bytes={device: max(len(pack) * each.get(runs[pack[0]].variant, max(each.values())) for pack in of) for device, of in members.items()},
         rows_bytes=item * facts.rows * (facts.features + facts.outputs),
-        signal=signal(runs[0].spec, facts, shape),
+        signal=signal(first, facts, shape_of(first, facts)),
         variants=[_variant(label, variant, facts) for label, variant in specs_of(spec) if label is not None],
     )
 
@@ -110,6 +110,7 @@ def pace_key(spec: JobSpec, facts: Facts, pack_sizes: list[int]) -> str:
         "regularizers": [r.kind for r in spec.regularizers],
         "optimizer": spec.optimizer.kind,
         "clip": spec.clip and spec.clip.kind,
+        "variants": given["variants"],
         "packs": pack_sizes,
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

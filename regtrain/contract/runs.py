@@ -11,7 +11,7 @@ from regtrain.contract.errors import Problem, SpecRefused
 from regtrain.contract.job import JobSpec
 from regtrain.contract.models import Layer, parameters
 from regtrain.contract.optimizers import Lbfgs, Optimizer, Proximal
-from regtrain.contract.ranges import Adapt, Linear, Log, Path, Range, Suggest, Values, values_of
+from regtrain.contract.ranges import Adapt, Linear, Log, Path, Range, Suggest, Values, ends_of, values_of
 from regtrain.contract.selection import Selection, strength
 from regtrain.contract.variants import specs_of
 
@@ -120,6 +120,11 @@ def points(runs: list[Run], outer: int | None = None) -> list[list[Run]]:
 def with_values(spec: JobSpec, values: dict[str, float]) -> JobSpec:
     """The spec of one run: these values in their places, no repetitions."""
     return _with(spec.model_copy(update={"selection": Selection()}), values)
+
+
+def provisional(spec: JobSpec) -> JobSpec:
+    """The spec of a run with the least value in place of every one that is still to be found: to describe a job by."""
+    return with_values(spec, {path: ends_of(r)[0] for path, r in ranges(spec) if isinstance(r, Path | Suggest)})
 
 
 def ranges(spec: JobSpec) -> Iterator[tuple[str, Range]]:

@@ -10,6 +10,7 @@ from regtrain.contract.checks import check
 from regtrain.contract.datasets import facts_of
 from regtrain.contract.errors import SpecRefused
 from regtrain.contract.job import origin, parse, resolved
+from regtrain.contract.plan import plan
 from regtrain.contract.runs import count, expand
 
 LINEAR: dict[str, Any] = {
@@ -110,3 +111,12 @@ def test_metadata_may_be_called_like_a_range() -> None:
     body = changed({"metadata": {"path": "a", "values": "b"}})
     assert origin(body, resolved(parse(json.dumps(body))))["metadata.path"] == "given"
     assert GOOD is not body
+
+
+def test_what_is_predicted_of_a_search_is_that_of_its_least_values() -> None:
+    body = changed({"regularizers": [{"kind": "dropout", "rate": {"suggest": [0.25, 0.5]}}], "dataset.validation": 0.2, "selection": {"trials": 5}})
+    spec, least = parse(json.dumps(body)), parse(json.dumps({**body, "regularizers": [{"kind": "dropout", "rate": 0.25}], "selection": {}}))
+    facts = facts_of(spec.dataset)
+    assert facts is not None
+    assert plan(spec, facts).signal == plan(least, facts).signal
+    assert [warned.path for warned in check(spec, facts)] == [warned.path for warned in check(least, facts)]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from regtrain.contract.job import JobSpec
 from regtrain.contract.ranges import Path, Suggest
-from regtrain.contract.runs import Run, length_of, origin_of, ranges, warm_axis, with_values
+from regtrain.contract.runs import Run, length_of, origin_of, provisional, ranges, warm_axis, with_values
 from regtrain.contract.variants import specs_of
 from worker.training.draws import seed_at
 from worker.training.prepare import Job, for_run
@@ -43,8 +43,7 @@ class Search:
     def first(self, members: list[int]) -> Run:
         """A run of a pack as far as it can be known without asking for suggestions, to describe the job by."""
         run = self.job.runs[members[0]]
-        searched = {path: r.suggest[0] for path, r in ranges(run.spec) if isinstance(r, Suggest)}
-        return replace(run, spec=with_values(run.spec, {**searched, **self._path_values(run)}))
+        return replace(run, spec=with_values(provisional(run.spec), self._path_values(run)))
 
     def begin(self, members: list[int]) -> list[Run]:
         """The runs of a pack that train, with their values."""

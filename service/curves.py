@@ -301,7 +301,7 @@ def _drawn(curve: Curve, found: Found) -> Iterator[str]:
         yield from columns_of([[found.axis, *(short(x[i]) for i in shown)], ["value", *(short(float(values[i])) for i in shown)]])
     elif found.shape == "histogram":
         yield f"at {found.axis} {short(x[-1])}:"
-        filled = [(place, short(float(v))) for place, v in zip(found.layers, values[-1], strict=True) if v]
+        filled = [(place, short(float(v))) for place, v in zip(curve.layers, values[-1], strict=True) if v]
         yield from columns_of([["bin", *(place for place, _ in filled)], ["entries", *(count for _, count in filled)]])
     else:
         yield from columns_of([[found.axis, *curve.layers], *([short(x[i]), *(short(float(v)) for v in values[i])] for i in shown)])

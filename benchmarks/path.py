@@ -4,7 +4,8 @@ OMP_NUM_THREADS=1 python benchmarks/path.py [--quick: two rounds, nothing kept]
 
 λ from λ_max, where all weights are zero, down to λ_max/1000, float64. Each contestant's time stands beside what it reached: the largest excess of its
 objective over the least one found, relative to it, over all λ, and in how many of the weights of the whole path its support differs from the minimum's.
-The minimum is lasso_path's with a tolerance of 1e-12. A job has a budget of steps for each λ; it is measured in this process, from loading the rows to its result.
+The minimum is lasso_path's with a tolerance of 1e-12. A job has a budget of steps for each λ, with all λ from zero weights (cold) or along the path
+(`{"path": 100}`, warm); it is measured in this process, from loading the rows to its result.
 """
 
 import json
@@ -32,8 +33,8 @@ Array = NDArray[np.float64]
 POINTS, RATIO = 100, 1e-3
 SPARSE = [(-1.0) ** j * (1 + j / 10) if j < 10 else 0.0 for j in range(1000)]
 CASES: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
-    "diabetes, 442 × 10": ({"kind": "diabetes", "standardize": True}, (100, 1000)),
-    "sparse, 200 × 1000": ({"kind": "linear", "rows": 200, "coefficients": SPARSE, "noise": 1.0, "standardize": True}, (100, 1000)),
+    "diabetes, 442 × 10": ({"kind": "diabetes", "standardize": True}, (30, 100, 300)),
+    "sparse, 200 × 1000": ({"kind": "linear", "rows": 200, "coefficients": SPARSE, "noise": 1.0, "standardize": True}, (30, 100, 300)),
 }
 """Dataset, and the steps that a job may make for each λ."""
 
@@ -60,17 +61,21 @@ def main(quick: bool) -> None:
 
 def measured(name: str, dataset: dict[str, Any], budgets: tuple[int, ...], *, rounds: int) -> list[dict[str, Any]]:
     problem = problem_of(dataset)
-    least = warm(problem, tolerance=1e-12)
+    least = descended(problem, tolerance=1e-12)
     found: dict[str, Array] = {}
 
     def contestant(name: str, search: Callable[[], Array]) -> Callable[[], float]:
         return lambda: timed(lambda: found.update({name: search()}))
 
     contestants: dict[str, Callable[[], Array]] = {
-        "lasso_path": lambda: warm(problem, tolerance=1e-4),
-        "lasso_path, tol 1e-8": lambda: warm(problem, tolerance=1e-8),
+        "lasso_path": lambda: descended(problem, tolerance=1e-4),
+        "lasso_path, tol 1e-8": lambda: descended(problem, tolerance=1e-8),
         "100 cold Lasso": lambda: cold(problem),
-        **{f"ours, {steps} steps": lambda steps=steps: ours(dataset, problem, steps) for steps in budgets},
+        **{
+            f"ours, {'warm' if warmed else 'cold'}, {steps} steps": lambda steps=steps, warmed=warmed: ours(dataset, problem, steps, warm=warmed)
+            for steps in budgets
+            for warmed in (True, False)
+        },
     }
     taken = interleaved({name: contestant(name, search) for name, search in contestants.items()}, rounds=rounds)
     minimum = problem.objectives(least)
@@ -91,11 +96,12 @@ def problem_of(dataset: dict[str, Any]) -> Problem:
     return Problem(x, y, np.geomspace(RATIO * largest, largest, POINTS))
 
 
-def ours(dataset: dict[str, Any], problem: Problem, steps: int) -> Array:
-    """Every λ from zero weights, all in one pack."""
-    ends = [float(problem.lambdas[0]), float(problem.lambdas[-1])]
-    runs = [event for event in train(parse(json.dumps(spec_of(dataset, lam={"log": ends, "points": POINTS}, steps=steps)))) if isinstance(event, RunFinished)]
-    return np.array([run.coefficients["trained"]["weights"] for run in sorted(runs, key=lambda run: run.run) if run.coefficients])
+def ours(dataset: dict[str, Any], problem: Problem, steps: int, *, warm: bool) -> Array:
+    """One row for each λ. Cold: every λ from zero weights, all in one pack. Warm: about √100 waves from λ_max down, each from the last weights of the one before."""
+    lam = {"path": POINTS, "ratio": RATIO} if warm else {"log": [float(problem.lambdas[0]), float(problem.lambdas[-1])], "points": POINTS}
+    runs = sorted((event for event in train(parse(json.dumps(spec_of(dataset, lam=lam, steps=steps)))) if isinstance(event, RunFinished)), key=lambda run: run.run)
+    weights = np.array([run.coefficients["trained"]["weights"] for run in runs if run.coefficients])
+    return weights[::-1] if warm else weights
 
 
 def spec_of(dataset: dict[str, Any], *, lam: Any, steps: int) -> dict[str, Any]:
@@ -105,7 +111,7 @@ def spec_of(dataset: dict[str, Any], *, lam: Any, steps: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def warm(problem: Problem, *, tolerance: float) -> Array:
+def descended(problem: Problem, *, tolerance: float) -> Array:
     falling: Any = problem.lambdas[::-1]
     _, w, _ = lasso_path(problem.x, problem.y, alphas=falling, tol=tolerance, max_iter=1_000_000)
     return w.T[::-1]

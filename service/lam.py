@@ -87,4 +87,7 @@ def of_result(spec: JobSpec, facts: Facts | None, result: dict[str, Any]) -> dic
     """Path of each strength of the chosen run → the strength in every convention; empty where no run is chosen, or its rows are gone."""
     if facts is None or result.get("chosen_run") is None:
         return {}
-    return {path: [asdict(one) for one in found] for path, found in lam.of_result(spec, facts, result.get("values") or {}).items()}
+    values: dict[str, float] = {**(result.get("values") or {})}
+    if adaptation := result.get("adaptation"):
+        values[adaptation["path"]] = adaptation["strength"]
+    return {path: [asdict(one) for one in found] for path, found in lam.of_result(spec, facts, values).items()}

@@ -41,6 +41,9 @@ class RunAnswer(BaseModel):
     first_nonfinite: dict[str, Any] | None
     certificate: dict[str, float | None] | None
     """Convex jobs: how far the run is from the minimum of its objective (`duality_gap`, `relative_gap`, `kkt_violation`, `closed_form_distance`; null where not known)."""
+    adaptation: dict[str, Any] | None
+    """A strength that adapts: its `start`, the `strength` that it has come to, the `verdict` (`settled`, `ran away to 0`, `ran away to infinity`, `not settled`), the same
+    `in_words`, `gradient` and `finite_difference` of what it follows in ln λ, `iterations`."""
 
 
 class RunList(BaseModel):
@@ -54,6 +57,7 @@ EXAMPLE = {
             "index": 0, "values": {"regularizers.0.lambda": 0.001}, "seed": 0, "variant": None, "point": 0, "fold": None, "outer": None, "refit": False, "state": "succeeded",
             "steps": 400, "stop_reason": "budget", "metrics": {"loss/val": 0.41}, "best": {"step": 380, "loss/val": 0.4}, "zeros": {"head.weight": 12}, "coefficients": None, "first_nonfinite": None,
             "certificate": {"objective": 0.52, "duality_gap": 3e-13, "relative_gap": 5.8e-13, "kkt_violation": 2e-12, "closed_form_distance": None},
+            "adaptation": None,
         }
     ],
     "next_cursor": None,
@@ -110,6 +114,7 @@ def shown(run: Run) -> dict[str, Any]:
         "coefficients": run.coefficients,
         "first_nonfinite": run.first_nonfinite,
         "certificate": run.certificate,
+        "adaptation": run.adaptation,
     }
 
 

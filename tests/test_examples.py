@@ -12,7 +12,7 @@ from regtrain.contract.job import parse
 from regtrain.contract.runs import count
 
 EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("*.json"))
-RUNS = {"001_l1_grid": 6, "001_l2_grid": 5, "001_stability": 10, "003_grid": 25, "cross_validation": 171, "sweep_l1_seeds": 128}
+RUNS = {"adaptive_starts": 3, "001_l1_grid": 6, "001_l2_grid": 5, "001_stability": 10, "003_grid": 25, "cross_validation": 171, "sweep_l1_seeds": 128}
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
@@ -29,7 +29,7 @@ def test_all_five_articles_are_there() -> None:
     assert {path.stem[:3] for path in EXAMPLES} >= {"000", "001", "002", "003", "004"}
 
 
-@pytest.mark.parametrize("stem", ["003_ridge", "003_ridge_as_printed", "003_ridge_intercept", "003_grid"])
+@pytest.mark.parametrize("stem", ["003_ridge", "003_ridge_as_printed", "003_ridge_intercept", "003_grid", "003_adaptive"])
 def test_article_003_has_the_rows_that_its_code_draws(stem: str) -> None:
     draw = np.random.RandomState(0)
     x = draw.randn(100, 1)

@@ -122,4 +122,8 @@ def _result(result: dict[str, Any]) -> dict[str, str]:
     counts: dict[str, int] = result.get("zeros") or {}
     chosen = "  ".join(f"{path} = {value:.6g}" for path, value in values.items())
     zeros = "  ".join(f"{tensor} {count}" for tensor, count in counts.items())
-    return {"chosen": f"run {result['chosen_run']}: {chosen}" if chosen and result.get("chosen_run") is not None else "", "zeros": zeros}
+    return {
+        "chosen": f"run {result['chosen_run']}: {chosen}" if chosen and result.get("chosen_run") is not None else "",
+        "zeros": zeros,
+        "strength": (result.get("adaptation") or {}).get("in_words", ""),
+    }

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import replace
 
-from regtrain.contract import grouping
+from regtrain.contract import adapting, grouping
 from regtrain.contract.datasets import Facts, Mnist, counts, feature_names
 from regtrain.contract.errors import Problem, SpecRefused, Warned
 from regtrain.contract.job import JobSpec, batch_size, steps, steps_per_epoch
@@ -89,6 +89,7 @@ def _refusals(spec: JobSpec, facts: Facts) -> Iterator[Problem]:
     yield from _groups(spec, facts)
     yield from _together(spec, shape)
     yield from _solver(spec, facts)
+    yield from adapting.refusals(spec, shape)
     yield from _selection(spec, facts)
     yield from _ranges(spec, facts)
     if isinstance(spec.optimizer, Sgd) and spec.optimizer.nesterov and ends_of(spec.optimizer.momentum)[0] == 0:
@@ -391,6 +392,7 @@ def _warnings(spec: JobSpec, facts: Facts) -> Iterator[Warned]:
                 pass
     yield from _idle_schedule(spec, steps(spec, rows))
     yield from grouping.warnings(spec, facts)
+    yield from adapting.warnings(spec)
     if spec.dataset.kind in UNSCALED and not spec.dataset.standardize:
         yield Warned("dataset.standardize", f"the columns of {spec.dataset.kind} differ in size by orders of magnitude: one learning rate and one λ do not fit them all")
     if isinstance(normalization, BatchNorm) and rows.train - (steps_per_epoch(spec, rows) - 1) * batch_size(spec, rows) == 1:

@@ -99,6 +99,9 @@ class RunFinished:
     certificate: dict[str, float | None] | None = None
     """Convex jobs: how far the run is from the minimum of its objective. `objective`; `duality_gap`, more than which it cannot fall, and the same as a share
     (`relative_gap`); `kkt_violation`, the largest slope that is left; `closed_form_distance`, relative, for ridge and least squares. Null where not known."""
+    adaptation: dict[str, Any] | None = None
+    """What has become of a strength that adapts: `path`, `method`, `start`, `strength`, `verdict`, `in_words`, `gradient` and `finite_difference` of what it
+    follows in ln λ, `iterations`."""
 
 
 @dataclass(frozen=True)

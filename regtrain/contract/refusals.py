@@ -104,13 +104,14 @@ def _unknown_key(path: list[Any], allowed: list[str]) -> Problem:
 
 
 def _follows(error: Any, errors: Sequence[Any]) -> bool:
-    """A list that is too short only because its members were refused; a word that a list is not, where it is refused as a list too; a field that is missing
-    only because its name is misspelled."""
+    """A list that is too short only because its members were refused; a word or a number that a list is not, where it is refused as a list too; a field that
+    is missing only because its name is misspelled."""
     if error["type"] == "too_short":
         return any(other is not error and other["loc"][: len(error["loc"])] == error["loc"] for other in errors)
-    if error["type"] == "literal_error" and is_list(error["input"]):
+    if error["type"] in ("literal_error", "float_type") and is_list(error["input"]):
         *field, _ = error["loc"]
-        return any(other is not error and list(other["loc"][: len(field)]) == field and str(other["loc"][len(field)]).startswith("tuple[") for other in errors)
+        beside = [other["loc"] for other in errors if other is not error and list(other["loc"][: len(field)]) == field]
+        return any(len(loc) > len(field) and str(loc[len(field)]).startswith("tuple[") for loc in beside)
     if error["type"] == "missing":
         *parent, name = error["loc"]
         strays = [str(other["loc"][-1]) for other in errors if other["type"] == "extra_forbidden" and other["loc"][:-1] == tuple(parent)]

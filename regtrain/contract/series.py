@@ -33,6 +33,7 @@ SERIES: tuple[Series, ...] = (
     Series("accuracy/val", "", "share", "scalar", "linear", "higher", "share of validation rows classified correctly after t updates", after=True),
     Series("objective/train", "J", "loss", "scalar", "log", "lower", "loss/train plus all penalties"),
     Series("penalty/*", "λR", "loss", "scalar", "log", "none", "value of one penalty at the weights before update t, λ included"),
+    Series("strength/*", "λ", "", "scalar", "log", "none", "strength of a penalty that adapts itself, after t updates: at 0 and once an epoch", after=True),
     Series("learning_rate", "η", "", "scalar", "log", "none", "learning rate of update t"),
     Series("gradient/total", "‖g‖", "loss/weight", "scalar", "log", "none", "norm over all parameters of the data's own gradient", "light"),
     Series("gradient/norm", "‖g_l‖", "loss/weight", "per_layer", "log", "none", "norm of the loss gradient of the layer's weight tensor, before penalties and clipping", "light"),
@@ -65,7 +66,7 @@ SERIES: tuple[Series, ...] = (
     Series("identity/class_sum", "max |Σ_c g_c|", "loss/weight", "scalar", "log", "none", "softmax cross-entropy: the head's gradient summed over classes, 0 up to rounding", "full"),
     Series("identity/batch_norm", "max |⟨w_i,∇w_i⟩ − ε/(var_i+ε)·γ_i∇γ_i|", "loss", "per_layer", "log", "none", "scale invariance of units in front of batch norm, 0 up to rounding for any ε", "full"),
 )  # fmt: skip
-"""In the order in which they are shown. `penalty/*` stands for one series a regularizer."""
+"""In the order in which they are shown. `penalty/*` and `strength/*` stand for one series a regularizer."""
 
 LOWEST, HIGHEST = -40, 8
 """Powers of two of the outermost bins of a histogram; they take what lies beyond, too."""
@@ -82,8 +83,9 @@ BY_NAME = {series.name: series for series in SERIES}
 
 
 def series_named(name: str) -> Series | None:
-    """The declaration of a series; `penalty/l1` and `penalty/l1.2` are declared by `penalty/*`."""
-    return BY_NAME.get("penalty/*" if name.startswith("penalty/") else name)
+    """The declaration of a series; `penalty/l1` and `penalty/l1.2` are declared by `penalty/*`, `strength/l2` by `strength/*`."""
+    family = name.split("/")[0] + "/*"
+    return BY_NAME.get(family if family in BY_NAME else name)
 
 
 def places(shape: Shape, *, layers: list[str], times: dict[str, int]) -> list[str]:

@@ -38,6 +38,7 @@ class Run:
     coefficients: dict[str, Any] | None
     first_nonfinite: dict[str, Any] | None
     certificate: dict[str, Any] | None
+    adaptation: dict[str, Any] | None
 
 
 def listing(db: Database, job_id: str, *, sort: str = "index", limit: int = 100, cursor: str | None = None) -> tuple[list[Run], str | None]:

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 from doors import ARTICLES, House, example
+from sklearn.linear_model import BayesianRidge
 
 X = np.arange(1.0, 6.0)
 Y = np.array([2.0, 4.0, 7.0, 11.0, 16.0])
@@ -251,6 +252,21 @@ class TestArticle003:
         assert (job["result"]["chosen_run"], job["result"]["chosen_by"]) == (best, "loss/val")
         assert job["result"]["values"] == runs[best]["values"]
         assert house.runs(job["id"], sort="loss/val", limit=1)[0]["index"] == best
+
+    def test_a_strength_that_finds_itself_is_that_of_bayesian_ridge_in_every_convention(self, house: House) -> None:
+        """scikit-learn's, with all hyperpriors 0: its alpha is the ratio of its two precisions."""
+        theirs = BayesianRidge(alpha_1=0, alpha_2=0, lambda_1=0, lambda_2=0, tol=1e-12, max_iter=1000).fit(self.rows()[0][:, None], self.rows()[1])
+        job = house.trained(example("003_adaptive"))
+        (run,), of = house.runs(job["id"]), job["result"]["adaptation"]
+        assert run["adaptation"] == of
+        assert (of["method"], of["start"], of["verdict"], of["path"]) == ("evidence", 1.0, "settled", "regularizers.0.lambda")
+        assert 100 * of["strength"] == pytest.approx(theirs.lambda_ / theirs.alpha_, rel=1e-6)
+        assert run["metrics"]["strength/l2"] == of["strength"]
+        conventions = {row["convention"]: row["value"] for row in job["result"]["lambda"]["regularizers.0.lambda"]}
+        assert conventions["sklearn_ridge"] == pytest.approx(100 * of["strength"], rel=1e-12)
+        assert line(run) == pytest.approx([theirs.coef_[0], theirs.intercept_], rel=1e-6)
+        curve = house.curve(job["id"], "strength/l2")
+        assert (len(curve), curve[0], curve[500]) == (501, 1.0, of["strength"])
 
 
 class TestArticle004:

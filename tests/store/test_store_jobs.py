@@ -194,7 +194,7 @@ def test_a_job_from_submission_to_result(db: Database) -> None:
     assert jobs.get(db, job.id).metrics == {"run": 2, "loss/train": 7.0, "loss/val": 0.5}
     assert jobs.get(db, job.id).progress["step"] == 101
     ends = [RunFinished(run=r, state=RunState.SUCCEEDED, stop_reason=StopReason.BUDGET, steps=100, metrics={"loss/val": r / 10, "loss/train": float("inf")}) for r in range(3)]
-    ends[1] = replace(ends[1], certificate={"duality_gap": 1e-15, "closed_form_distance": None})
+    ends[1] = replace(ends[1], certificate={"duality_gap": 1e-15, "closed_form_distance": None}, adaptation={"strength": 0.1, "gradient": None})
     jobs.report(db, held, list(ends))
     act.finish(db, held, chosen_run=0, zeros=[1, float("-inf")])
     done = jobs.get(db, job.id)
@@ -206,6 +206,7 @@ def test_a_job_from_submission_to_result(db: Database) -> None:
     assert done.created_at <= done.started_at <= done.finished_at  # type: ignore[operator]
     assert {run.state for run in runs.listing(db, job.id)[0]} == {RunState.SUCCEEDED}
     assert [run.certificate for run in runs.listing(db, job.id)[0]] == [None, {"duality_gap": 1e-15, "closed_form_distance": None}, None]
+    assert [run.adaptation for run in runs.listing(db, job.id)[0]] == [None, {"strength": 0.1, "gradient": None}, None]
     assert jobs.glances(db, [job.id, "job_none"]) == {job.id: (State.SUCCEEDED, done.metrics)}
     assert jobs.model(db, act.submit(db).id) is None
 

@@ -36,6 +36,8 @@ NETS: dict[str, tuple[dict[str, Any], dict[str, Any], Any]] = {
     "batch norm": (CLASSES, {**MLP, "normalization": {"kind": "batch"}}, "cross_entropy"),
     "images": (IMAGES, CNN, "cross_entropy"),
     "strided images": (IMAGES, {**CNN, "pool": "none", "stride": 2}, "cross_entropy"),
+    "weighted classes": (CLASSES, MLP, {"kind": "cross_entropy", "class_weights": [1.0, 2.0, 0.5]}),
+    "two weighted classes": (TWO, MLP, {"kind": "binary", "class_weights": [1.0, 3.0]}),
     "linear": (CLASSES, {"kind": "linear"}, "cross_entropy"),
 }
 
@@ -78,15 +80,17 @@ def row_loss(loss, f, y):
         case "binary":
             return F.softplus(-y * f[0])
         case _:
-            return F.cross_entropy(f, y, label_smoothing=0.0 if isinstance(loss, str) else loss["label_smoothing"])
+            return F.cross_entropy(f, y, label_smoothing=0.0 if isinstance(loss, str) else loss.get("label_smoothing", 0.0))
 
 
 def matrix(job, made, loss, r):
     """G by its definition, H by autograd's Hessian of each row's loss in the outputs."""
     x, y = job.train.x, job.train.y
     jac, out = jacobian(made, x, r), outputs_of(made, x, made.flat[r], r)
-    parts = [jac[i].T @ hessian(lambda f, i=i: row_loss(loss, f, y[i]), out[i]) @ jac[i] for i in range(len(x))]
-    return torch.stack(parts).mean(0)
+    weights = torch.tensor([1.0] * 3 if isinstance(loss, str) else loss.get("class_weights") or [1.0] * 3, dtype=torch.float64)
+    each = weights[y.clamp(min=0).long()] if isinstance(loss, dict) else torch.ones(len(x), dtype=torch.float64)
+    parts = [each[i] * jac[i].T @ hessian(lambda f, i=i: row_loss(loss, f, y[i]), out[i]) @ jac[i] for i in range(len(x))]
+    return torch.stack(parts).sum(0) / each.sum()
 
 
 @pytest.mark.parametrize("net", NETS)
@@ -119,7 +123,7 @@ def test_of_linear_models_it_is_the_hessian():
     torch.testing.assert_close(diagonal(made, job.train)[0], want.diagonal())
 
 
-@pytest.mark.parametrize("net", ["tanh, squares", "smoothed", "batch norm", "images"])
+@pytest.mark.parametrize("net", ["tanh, squares", "smoothed", "weighted classes", "batch norm", "images"])
 def test_the_gradient_is_that_of_finite_differences(net):
     dataset, model, loss = NETS[net]
     job, made = pack(dataset, model, loss)

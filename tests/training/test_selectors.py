@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_diabetes
 from sklearn.linear_model import RidgeCV
-from training_jobs import inline, sgd, spec
+from training_jobs import inline, run, sgd, spec
 
 from regtrain.contract.job import parse
 from worker.training.prepare import prepare
@@ -70,3 +70,11 @@ def test_targets_that_are_all_signal_and_all_noise():
     noise = np.linalg.qr(np.column_stack([np.ones(30), x, np.arange(30)]))[0][:, -1]
     assert asked(L2, dataset=inline(x, noise))["gcv"]["lambda"] is None
     assert asked(L2, lams=[])["table"] == []
+
+
+def test_they_stand_beside_the_choice_of_a_job_for_each_of_its_strengths():
+    job = spec(DIABETES, LINEAR, "half_squared_error", {"kind": "lbfgs"}, L2, epochs=60, selection={"folds": 5}, diagnostics="off")
+    found = run(job).finished.result["selection"]
+    assert found["closed"] == asked(L2, lams=sorted(score["values"]["regularizers.0.lambda"] for score in found["table"]))
+    assert found["closed"]["leave_one_out"]["lambda"] == pytest.approx(0.004151 / 442, rel=2e-4)
+    assert run({**job, "regularizers": [{"kind": "l1", "lambda": {"values": [0.1, 1.0]}}], "optimizer": {"kind": "proximal"}}).finished.result["selection"]["closed"] is None

@@ -38,6 +38,8 @@ def certifier(pack: Pack, part: Part, make: Callable[[list[Run]], Pack]) -> Call
         return lambda run: None
     twin = make([_exact(run) for run in pack.runs])
     twin.flat.copy_(pack.flat)
+    for ours, theirs in zip(twin.penalties, pack.penalties, strict=True):
+        ours.lam.copy_(theirs.lam)  # strengths that have adapted
     value, violation = _kkt(twin, part)
     gram = _Gram.of(twin, part)
 

@@ -71,8 +71,7 @@ class Pack:
         self.bounds = [self._bound(i, r) for i, r in enumerate(self.spec.regularizers) if isinstance(r, Constraint)]
         self.reshapes = bool(self.bounds) or any(is_proximal(p.spec) or isinstance(p.spec, WeightDecay) for p in self.penalties)
         """Whether penalties or constraints act on the weights themselves, behind the optimizer's update."""
-        self.curvature = None if curvature is None else sum((p.lam for p in self.penalties if isinstance(p.spec, L2)), torch.full_like(self.flat[:, :1], curvature))
-        """With that of the coupled penalties, (R, 1); None where it is not known."""
+        self._of_loss = curvature
         self.step_penalty = self._step_penalty()
         self.dropouts = [self._dropout(i, r, features) for i, r in enumerate(self.spec.regularizers) if isinstance(r, Dropout)]
         self.early = next((r for r in self.spec.regularizers if isinstance(r, EarlyStopping)), None)
@@ -88,6 +87,13 @@ class Pack:
     @property
     def size(self) -> int:
         return len(self.runs)
+
+    @property
+    def curvature(self) -> Tensor | None:
+        """The largest, of the loss and the coupled penalties as strong as they are now, (R, 1); None where it is not known."""
+        if self._of_loss is None:
+            return None
+        return sum((p.lam for p in self.penalties if isinstance(p.spec, L2)), torch.full_like(self.flat[:, :1], self._of_loss))
 
     def stack(self, number: Callable[[JobSpec], float]) -> Tensor:
         """One number of every run's spec, in the job's dtype.  (R, 1)"""

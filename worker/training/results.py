@@ -17,6 +17,7 @@ from regtrain.contract.runs import Run, points
 from regtrain.contract.series import SERIES
 from regtrain.contract.states import RunState, StopReason
 from worker.training import activations, cautions, preprocess
+from worker.training.adapt import Adapting
 from worker.training.certificates import certifier
 from worker.training.checkpoints import save
 from worker.training.device import environment
@@ -67,9 +68,11 @@ def of_runs(job: Job, running: Running) -> Iterator[RunFinished]:
     parts = [("train", job.train), ("val", job.val), *([(held_out, job.test)] if tells_test(job, pack.runs[0]) else [])]
     measured = {name: value.cpu().numpy() for part, rows in parts if len(rows) for name, value in evaluate(pack, rows, part).items()}
     penalties = {p.name: p.value(pack.flat).cpu().double().numpy() for p in pack.penalties}
+    strengths = {name: value.cpu().numpy() for name, value in running.adapting.strengths().items()}
     tensors, certificate = pack.net.tensors, certifier(pack, job.train, lambda runs: pack_of(job, runs))
+    adaptation = running.adapting.told(lambda runs: pack_of(job, runs))
     for r, run in enumerate(pack.runs):
-        metrics = {name: float(value[r]) for name, value in (measured | penalties).items()}
+        metrics = {name: float(value[r]) for name, value in (measured | penalties | strengths).items()}
         if penalties:
             metrics["objective/train"] = metrics["loss/train"] + sum(float(value[r]) for value in penalties.values())
         slot = running.slots[r]
@@ -80,6 +83,7 @@ def of_runs(job: Job, running: Running) -> Iterator[RunFinished]:
             steps=recorder.ended.get(slot, job.steps), metrics=metrics, best=running.best.of(r),
             zeros={name: int((tensors[name][r] == 0).sum()) for p in (*pack.penalties, *pack.bounds) for name in p.tensors},
             coefficients=_coefficients(job, pack.spec, tensors, r), first_nonfinite=_named(job, died), certificate=None if died else certificate(r),
+            adaptation=adaptation(r),
         )  # fmt: skip
 
 
@@ -130,10 +134,11 @@ def _series(job: Job, pack: Pack) -> list[str]:
         "penalty_gradient/cosine": penalised,
     }
     penalties = [p.name for p in pack.penalties] + (["penalty/step_penalty"] if pack.step_penalty else [])
+    families = {"penalty/*": penalties, "strength/*": list(Adapting(job, pack).strengths())}
     names: list[str] = []
     for series in SERIES:
         if includes(spec.diagnostics, series.preset) and present.get(series.name, True):
-            names += penalties if series.name == "penalty/*" else [series.name]
+            names += families.get(series.name, [series.name])
     return names
 
 

@@ -6,13 +6,13 @@ tensors of any number G of them, in the unit of A, which is scikit-learn's `alph
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
 
-LARGEST_SIDE = 4096
-"""Columns, or rows where they are fewer, up to which the decomposition is made."""
+LARGEST_WORK = 2**34
+"""Rows · columns · the fewer of both, up to which the decomposition is made: some seconds."""
 PER_DECADE = 20
 """Strengths of each factor of ten that are compared before the search is refined."""
 BLOCK = 32
@@ -44,6 +44,9 @@ class Ridge:
     def n(self) -> int:
         return len(self.y)
 
+    def on(self, device: torch.device) -> "Ridge":
+        return replace(self, **{f.name: getattr(self, f.name).to(device) for f in fields(self) if f.name != "intercept"})
+
     def filters(self, a: Tensor) -> Tensor:
         """f, what is left of least squares in each direction.  (G,) -> (G, k)"""
         return self.s.square() / (self.s.square() + a.unsqueeze(-1))
@@ -64,6 +67,11 @@ class Ridge:
         """‖y − Xw‖², the part of y outside of all directions included.  (G,) -> (G,)"""
         return (self.y - self.u @ self.z).square().sum() + (self.z * (1 - self.filters(a))).square().sum(-1)
 
+    def held(self, a: Tensor) -> Tensor:
+        """‖dw/d ln A‖/‖w‖: 0 where the strength holds nothing, 1 where it alone sets the length of the weights.  (G,) -> (G,)"""
+        along = self._along(a)
+        return (along * (1 - self.filters(a))).square().sum(-1).sqrt() / along.square().sum(-1).sqrt()
+
     def _along(self, a: Tensor) -> Tensor:
         """Vᵀw.  (G, k)"""
         return self.s * self.z / (self.s.square() + a.unsqueeze(-1))
@@ -71,7 +79,7 @@ class Ridge:
 
 def decomposed(x: Tensor, y: Tensor, *, intercept: bool) -> Ridge | None:
     """x: (n, d), y: (n,) -> on the CPU; None where it is too large, or where no column varies."""
-    if min(x.shape) > LARGEST_SIDE:
+    if x.shape[0] * x.shape[1] * min(x.shape) > LARGEST_WORK:
         return None
     x, y = x.cpu().double(), y.cpu().double()
     mean_x, mean_y = (x.mean(0), y.mean()) if intercept else (torch.zeros(x.shape[1], dtype=torch.float64), torch.zeros((), dtype=torch.float64))
@@ -147,7 +155,7 @@ class HeldOut:
 
 def held_out(of: Ridge, x: Tensor, y: Tensor) -> HeldOut:
     """x: (m, d), y: (m,), as they are: the means of the training rows are taken off."""
-    return HeldOut(of, (x.cpu().double() - of.mean_x) @ of.v, y.cpu().double() - of.mean_y)
+    return HeldOut(of, (x.to(of.v) - of.mean_x) @ of.v, y.to(of.v) - of.mean_y)
 
 
 # ---------------------------------------------------------------- the best strength

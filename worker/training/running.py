@@ -15,6 +15,7 @@ from regtrain.contract.events import Checkpointed, Points
 from regtrain.contract.models import Lsuv
 from regtrain.contract.ranges import concrete
 from regtrain.contract.runs import Run
+from worker.training.adapt import Adapting
 from worker.training.checkpoints import save
 from worker.training.device import environment
 from worker.training.evaluate import evaluate
@@ -24,6 +25,7 @@ from worker.training.pack import Pack
 from worker.training.points import Recorder
 from worker.training.prepare import Job
 from worker.training.probes import Batch, due, probe
+from worker.training.ridge import Ridge
 from worker.training.step import step
 from worker.training.stopping import Best
 
@@ -43,6 +45,7 @@ class Running:
         """Of each run its place in the stored pack, which the points are told by."""
         self.recorder = Recorder(index, len(members), trained=len(runs))
         self._whole: dict[str, Tensor] = {}
+        self._solved: Ridge | None = None
         self._make(list(range(len(runs))), begin)
 
     @property
@@ -66,16 +69,20 @@ class Running:
             self.evaluate((x, y, self.done - 1))
 
     def evaluate(self, last: Batch | None = None) -> None:
-        """Loss and accuracy on the validation rows, where there are any; early stopping acts on them. `last`: the batch of the last update, for the probes."""
+        """Loss and accuracy on the validation rows, where there are any; early stopping acts on them, and strengths adapt. `last`: the batch of the last update,
+        for the probes."""
         alive = self.pack.alive
         with self.spending("evaluate"):
             if includes(self.pack.spec.diagnostics, "full") and due(self.done, per_epoch=self.job.per_epoch, steps=self.job.steps):
                 self.recorder.add_after(self.done, probe(self.pack, self.job.train, self.job.val, last), alive)
-            if len(self.job.val):
-                metrics = evaluate(self.pack, self.job.val, "val")
+            metrics = evaluate(self.pack, self.job.val, "val") if len(self.job.val) else {}
+            if self.done and metrics:
+                self.best.update(self.pack, self.done, metrics)
+            if self.done:
+                self.adapting.update()
+            metrics |= self.adapting.strengths()
+            if metrics:
                 self.recorder.add_after(self.done, metrics, alive)
-                if self.done:
-                    self.best.update(self.pack, self.done, metrics)
 
     def report(self) -> Iterator[Points]:
         """The points since the last report, if there are any."""
@@ -133,6 +140,8 @@ class Running:
         self.pack = pack_of(self.job, [self.runs[place] for place in places], begin=begin)
         self.best = Best(self.pack, self.pack.early.metric if self.pack.early else "loss/val", self.pack.early)
         self.feed = Feed(self.job, self.pack)
+        self.adapting = Adapting(self.job, self.pack, self._solved)
+        self._solved = self.adapting.solved
 
     def _take(self, whole: dict[str, Tensor], places: list[int]) -> None:
         """Goes on with these runs, from the state of all."""
@@ -145,12 +154,20 @@ class Running:
         for name, state in self.pack.directions.state.items():
             state.copy_(mine[f"optimizer/{name}"])
         self.best.state = {name: mine[name] for name in self.best.state}
+        self.adapting.restore(mine)
         self._whole = whole if len(places) < len(self.runs) else {}
 
     def _gathered(self) -> dict[str, Tensor]:
         """The state of all runs: of those that still train as it is now, of the others as it was when they left.  (R, …) each"""
         pack = self.pack
-        mine = {"flat": pack.flat, "buffers": pack.buffers, "alive": pack.alive, **{f"optimizer/{k}": v for k, v in pack.directions.state.items()}, **self.best.state}
+        mine = {
+            "flat": pack.flat,
+            "buffers": pack.buffers,
+            "alive": pack.alive,
+            **{f"optimizer/{k}": v for k, v in pack.directions.state.items()},
+            **self.best.state,
+            **self.adapting.state,
+        }
         if not self._whole:
             return mine
         rows = torch.tensor(self.places, device=self.job.device)

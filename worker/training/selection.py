@@ -2,13 +2,14 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from statistics import median
+from statistics import geometric_mean, median
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from regtrain.contract.adapting import fixed
 from regtrain.contract.events import Event, Finished, RunFinished
 from regtrain.contract.regularizers import EarlyStopping
 from regtrain.contract.runs import Run, points
@@ -20,6 +21,7 @@ from worker.training.models import Layout
 from worker.training.pack import Pack
 from worker.training.prepare import Job, for_run
 from worker.training.running import pack_of
+from worker.training.selectors import selectors
 
 
 @dataclass(frozen=True)
@@ -107,18 +109,26 @@ class Found:
     def refit(self, run: Run) -> Run | None:
         """The refit with the chosen values; None where nothing could be chosen.
 
-        It has no validation rows, so it cannot stop early by itself: it trains as many epochs as the chosen runs' best evaluations took, in the median.
+        It has no validation rows, so it cannot stop early by itself: it trains as many epochs as the chosen runs' best evaluations took, in the median. Nor can
+        its strength follow their loss: it is the geometric mean of those that the chosen runs have found. One that follows the evidence adapts again.
         """
         table = self.table(run.outer)
         place = self.choice(table).by(self.job.spec.selection.rule)
         if place is None:
             return None
         chosen = self._made[table[place].runs[0]]
-        spec = chosen.spec
+        spec, values = chosen.spec, dict(chosen.values)
+        for path, strength in self._found_by_validation(table[place].runs).items():
+            spec, values = fixed(spec, path, strength), values | {path: strength}
         if any(isinstance(r, EarlyStopping) for r in spec.regularizers):
             epochs = [self.runs[index].best.get("step", 0) / self._jobs[index][0] for index in table[place].runs]
             spec = spec.model_copy(update={"budget": spec.budget.model_copy(update={"epochs": max(1, round(median(epochs)))})})
-        return replace(run, values=chosen.values, spec=spec, variant=chosen.variant)
+        return replace(run, values=values, spec=spec, variant=chosen.variant)
+
+    def _found_by_validation(self, runs: Sequence[int]) -> dict[str, float]:
+        """Path → geometric mean of the strengths that these runs have found on their validation rows, which a refit has not."""
+        ends = [of for index in runs if (of := self.runs[index].adaptation) is not None and of["method"] == "validation_gradient"]
+        return {ends[0]["path"]: geometric_mean([of["strength"] for of in ends])} if ends else {}
 
     def tested(self) -> Iterator[RunFinished]:
         """The chosen run with its metrics on the test rows, where no refit has them."""
@@ -160,7 +170,7 @@ class Found:
         end, run = self.runs[chosen], self._made[chosen]
         by = None if len(self.job.runs) == 1 else self.job.spec.selection.metric
         head = {**found, "chosen_by": by, "variant": run.variant, "values": run.values}
-        return {**head, "zeros": end.zeros, "coefficients": end.coefficients, "certificate": end.certificate}
+        return {**head, "zeros": end.zeros, "coefficients": end.coefficients, "certificate": end.certificate, "adaptation": end.adaptation}
 
     def _selection(self, table: list[Score]) -> dict[str, Any] | None:
         if not self._searches:
@@ -170,6 +180,7 @@ class Found:
         return {
             "metric": selection.metric, "rule": selection.rule, "chosen": choice.by(selection.rule), **asdict(choice), "table": [asdict(score) for score in table],
             "in_words": in_words(table, choice, selection), "spread": spread(table, metrics, selection), "nested": self._nested(),
+            "closed": selectors(self.job, sorted({strength for score in table if (strength := score.values.get("regularizers.0.lambda")) is not None})),
         }  # fmt: skip
 
     def _nested(self) -> dict[str, Any] | None:

@@ -26,11 +26,11 @@ def is_ridge(spec: JobSpec) -> bool:
 
 
 def selectors(job: Job, lams: Sequence[float]) -> dict[str, Any] | None:
-    """The λ that each closed form would take, and what each says of these λ, on the job's training rows; None for other jobs than ridge.
+    """The λ that each closed form would take, and what each says of these λ, on the job's training rows; None for other jobs than ridge, and with variants.
 
     Errors are in the unit of the job's loss. A `lambda` of 0 or null (infinite) means that the score falls towards that end.
     """
-    if not is_ridge(job.spec):
+    if not is_ridge(job.spec) or job.spec.variants:
         return None
     assert isinstance(job.spec.model, LinearModel)
     of = ridge.decomposed(job.train.x, job.train.y, intercept=job.spec.model.bias)

@@ -268,6 +268,7 @@ def _run_finished(connection: Connection, claim: Claim, event: RunFinished) -> N
         "coefficients": event.coefficients,
         "first_nonfinite": event.first_nonfinite,
         "certificate": event.certificate,
+        "adaptation": event.adaptation,
     }
     done = connection.execute(update(runs).where(runs.c.job == claim.job, runs.c.index == event.run).values(**columns))
     if done.rowcount != 1:

@@ -1,0 +1,66 @@
+"""Sweeps of 64 runs and more, killed in the middle: whatever is found while training goes on is found again, and the choice and every curve are the same."""
+
+from typing import Any
+
+import pytest
+from outcomes import complete, outcome, same
+from test_kills import Pair
+from worker_houses import House, child_of, until
+
+from regtrain.contract.states import State, StopReason
+
+LINEAR: dict[str, Any] = {
+    "dataset": {"kind": "diabetes", "standardize": True},
+    "model": {"kind": "linear"},
+    "loss": {"kind": "half_squared_error"},
+    "optimizer": {"kind": "proximal", "tolerance": 1e-8},
+    "budget": {"epochs": 400, "batch_size": "all"},
+    "diagnostics": "light",
+}
+SWEEPS: dict[str, dict[str, Any]] = {
+    "grid": {
+        "dataset": {"kind": "digits", "validation": 0.2},
+        "model": {"kind": "mlp", "hidden": [16]},
+        "loss": {"kind": "cross_entropy"},
+        "regularizers": [{"kind": "l1", "lambda": {"log": [1e-6, 1e-1], "points": 32}}, {"kind": "early_stopping", "patience": 5}],
+        "optimizer": {"kind": "sgd", "lr": 0.1, "momentum": 0.9},
+        "budget": {"epochs": 40, "batch_size": 64},
+        "selection": {"seeds": 2},
+        "diagnostics": "light",
+    },
+    "path": {**LINEAR, "regularizers": [{"kind": "l1", "lambda": {"path": 16, "ratio": 1e-2}}], "selection": {"folds": 3, "rule": "one_standard_error"}},
+    "search": {
+        **LINEAR,
+        "regularizers": [{"kind": "l1", "lambda": {"suggest": [1e-3, 50], "log": True}}],
+        "selection": {"folds": 4, "seeds": 2, "trials": 12},
+        "optimizer": {"kind": "sgd", "lr": 0.1, "momentum": 0.9},
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def pair(house: House) -> Pair:
+    one = Pair(house)
+    one.complete()
+    return one
+
+
+@pytest.mark.parametrize("name", SWEEPS)
+def test_killed_in_the_middle_of_a_sweep_the_choice_and_the_curves_are_the_same(house: House, pair: Pair, name: str) -> None:
+    pair.complete()
+    whole = house.ended(house.submit(SWEEPS[name]))
+    assert (whole.state, whole.attempt) == (State.SUCCEEDED, 1)
+    expected = outcome(house, whole.id)
+    assert len(expected["runs"]) >= 64
+    if name == "search":
+        assert StopReason.PRUNED in {run.stop_reason for run in expected["runs"]}
+    pair.complete()
+    job, total = house.submit(SWEEPS[name]), whole.progress["steps"]
+    packs = len(whole.packs or [])
+    until(lambda: house.checkpoints(job) >= 1 and house.job(job).progress["step"] >= (0.3 if packs == 1 else 0.4) * total, 120)
+    child_of(house.holder(job)).kill()
+    ended = house.ended(job)
+    assert (ended.state, ended.attempt) == (State.SUCCEEDED, 2)
+    complete(house, job)
+    same(outcome(house, job), expected)
+    assert (ended.result or {})["selection"] == (whole.result or {})["selection"]

@@ -120,10 +120,11 @@ def _result(result: dict[str, Any]) -> dict[str, str]:
     """The few words of a result that a person asks for first."""
     values: dict[str, float] = result.get("values") or {}
     counts: dict[str, int] = result.get("zeros") or {}
+    adaptation: dict[str, str] = result.get("adaptation") or {}
     chosen = "  ".join(f"{path} = {value:.6g}" for path, value in values.items())
     zeros = "  ".join(f"{tensor} {count}" for tensor, count in counts.items())
     return {
         "chosen": f"run {result['chosen_run']}: {chosen}" if chosen and result.get("chosen_run") is not None else "",
         "zeros": zeros,
-        "strength": (result.get("adaptation") or {}).get("in_words", ""),
+        "strength": adaptation.get("in_words", ""),
     }

@@ -13,6 +13,7 @@ TITLES = {
     "models": "Models",
     "init": "Initial weights (`model.init`)",
     "normalization": "Normalization (`model.normalization`)",
+    "reparametrization": "Reparametrization (`model.reparametrization`)",
     "losses": "Losses",
     "regularizers": "Regularizers",
     "optimizers": "Optimizers",

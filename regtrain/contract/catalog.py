@@ -7,7 +7,7 @@ from regtrain.contract.base import Part
 from regtrain.contract.datasets import Dataset
 from regtrain.contract.job import Budget, JobSpec
 from regtrain.contract.losses import Loss
-from regtrain.contract.models import Init, Model, Normalization
+from regtrain.contract.models import Init, Model, Normalization, Reparametrization
 from regtrain.contract.optimizers import Clip, Optimizer, Schedule
 from regtrain.contract.ranges import SHAPES
 from regtrain.contract.regularizers import Regularizer
@@ -21,6 +21,7 @@ FAMILIES: dict[str, Any] = {
     "models": Model,
     "init": Init,
     "normalization": Normalization,
+    "reparametrization": Reparametrization,
     "losses": Loss,
     "regularizers": Regularizer,
     "optimizers": Optimizer,

@@ -8,7 +8,22 @@ from regtrain.contract.datasets import Facts, Mnist, counts, feature_names
 from regtrain.contract.errors import Problem, SpecRefused, Warned
 from regtrain.contract.job import JobSpec, batch_size, steps, steps_per_epoch
 from regtrain.contract.losses import Binary, CrossEntropy, HalfSquaredError, SquaredError
-from regtrain.contract.models import BatchNorm, Layer, LayerNorm, LinearModel, Lsuv, Rnn, hidden_layers, layers, parameters
+from regtrain.contract.models import (
+    BatchNorm,
+    Cnn,
+    Layer,
+    LayerNorm,
+    LinearModel,
+    Lsuv,
+    Mlp,
+    Rnn,
+    SpectralNorm,
+    WeightNorm,
+    Zeros,
+    hidden_layers,
+    layers,
+    parameters,
+)
 from regtrain.contract.optimizers import Adam, Lbfgs, Proximal, Sgd, Step
 from regtrain.contract.ranges import Adapt, Path, Suggest, ends_of
 from regtrain.contract.regularizers import (
@@ -85,6 +100,8 @@ def _refusals(spec: JobSpec, facts: Facts) -> Iterator[Problem]:
         yield Problem(
             "model.init.kind", "lsuv gives every layer's outputs unit variance, and a recurrent layer's depend on its own at every step", 'use "orthogonal" or "identity"'
         )
+    if isinstance(spec.model, Mlp | Cnn) and spec.model.reparametrization is not None:
+        yield from _reparametrized(spec.model, spec.model.reparametrization)
     yield from _regularizers(spec, shape)
     yield from _groups(spec, facts)
     yield from _together(spec, shape)
@@ -94,6 +111,13 @@ def _refusals(spec: JobSpec, facts: Facts) -> Iterator[Problem]:
     yield from _ranges(spec, facts)
     if isinstance(spec.optimizer, Sgd) and spec.optimizer.nesterov and ends_of(spec.optimizer.momentum)[0] == 0:
         yield Problem("optimizer.nesterov", "Nesterov looks ahead along the momentum, and the momentum is 0", "set optimizer.momentum above 0, such as 0.9")
+
+
+def _reparametrized(model: Mlp | Cnn, by: WeightNorm | SpectralNorm) -> Iterator[Problem]:
+    if isinstance(model.init, Zeros):
+        yield Problem("model.init.kind", f"{by.kind} divides by the size of the weights, and these are all zero", "draw them, by he_normal for example")
+    if isinstance(model.init, Lsuv) and isinstance(by, SpectralNorm):
+        yield Problem("model.init.kind", "lsuv scales the weights of every layer, and spectral_norm takes their scale away again", 'use "orthogonal", or weight_norm')
 
 
 def _target(spec: JobSpec, facts: Facts) -> Iterator[Problem]:
@@ -383,6 +407,11 @@ def _warnings(spec: JobSpec, facts: Facts) -> Iterator[Warned]:
                 yield Warned(
                     f"regularizers.{index}",
                     f"weights in front of {normalization.kind} normalization can be scaled without changing the function: here this penalty only changes the effective learning rate",
+                )
+            case L2() | WeightDecay() if isinstance(spec.model, Mlp | Cnn) and spec.model.reparametrization is not None:
+                yield Warned(
+                    f"regularizers.{index}",
+                    f"{spec.model.reparametrization.kind} takes the scale of the weights away: here this penalty only changes the effective learning rate",
                 )
             case Dropout() if _in_front_of_batch_norm(regularizer, shape):
                 yield Warned(f"regularizers.{index}", "dropout in front of batch normalization shifts the variance between training and evaluation (Li et al. 2019)")

@@ -141,6 +141,29 @@ class LayerNorm(Part):
 Normalization = Annotated[BatchNorm | LayerNorm, Field(discriminator="kind")]
 
 
+class WeightNorm(Part):
+    """W = g·v/‖v‖ for each unit (each filter): its length g and its direction v are learned apart (Salimans & Kingma 2016).
+
+    `weight` of a layer is v, `gain` is g, which starts at ‖v‖, so that W starts as the init drew it. The length of v is free: ⟨v, ∇v⟩ = 0.
+    """
+
+    kind: Literal["weight_norm"]
+
+
+class SpectralNorm(Part):
+    """W/σ(W): every layer's largest singular value is 1 (Miyato et al. 2018). Filters are matrices of one row a filter.
+
+    σ = uᵀWv with running singular vectors, one iteration of the power method at each update (15 before the first), as in torch; the gradient
+    is that of uᵀWv at fixed u and v. So σ follows W with a delay: it is exact where W stands still, and slightly too small where it moves.
+    Evaluation uses the vectors of the last update; micro-batches share those of their update.
+    """
+
+    kind: Literal["spectral_norm"]
+
+
+Reparametrization = Annotated[WeightNorm | SpectralNorm, Field(discriminator="kind")]
+
+
 class LinearModel(Part):
     """f(x) = Wx + b: linear, logistic or softmax regression, depending on the loss. Its one layer is `head`."""
 
@@ -168,6 +191,8 @@ class Mlp(Part):
     """Biases in every layer."""
     normalization: Normalization | None = None
     """In front of the activation of every hidden layer."""
+    reparametrization: Reparametrization | None = None
+    """Of the weights of every layer, the head included."""
     residual: bool = False
     """Add its input to the output of every hidden layer that is as wide as its input."""
     init: Init = TorchInit(kind="torch")
@@ -194,6 +219,8 @@ class Cnn(Part):
     """Biases in every layer."""
     normalization: Normalization | None = None
     """In front of the activation of every hidden layer."""
+    reparametrization: Reparametrization | None = None
+    """Of the weights of every layer, the head included."""
     init: Init = TorchInit(kind="torch")
     """Initial weights."""
     image: Image | None = None
@@ -261,6 +288,7 @@ class Layer:
     residual: bool = False
     """Whether the layer's input is added to its output."""
     recurrence: Recurrence | None = None
+    reparametrization: WeightNorm | SpectralNorm | None = None
 
     @property
     def tensors(self) -> dict[str, tuple[int, ...]]:
@@ -269,6 +297,7 @@ class Layer:
         return {
             f"{self.name}.weight": self.weight,
             **({f"{self.name}.bias": units} if self.bias else {}),
+            **({f"{self.name}.gain": units} if isinstance(self.reparametrization, WeightNorm) else {}),
             **({f"{self.name}.norm.weight": units, f"{self.name}.norm.bias": units} if self.normalization else {}),
         }
 
@@ -317,7 +346,8 @@ def _layers(model: Model, features: int, outputs: int, image: Image | None, sequ
                 if pool != "none":
                     height, width = height // 2, width // 2
                 weight = (filters, channels, model.kernel, model.kernel)
-                yield Layer(f"layers.{index}", weight, model.bias, model.activation, model.normalization, pool, signal, (filters, height, width))
+                of = model.reparametrization
+                yield Layer(f"layers.{index}", weight, model.bias, model.activation, model.normalization, pool, signal, (filters, height, width), reparametrization=of)
                 channels = filters
             yield from _dense(model, channels * height * width, outputs, first=len(model.channels))
         case Rnn():
@@ -329,9 +359,10 @@ def _layers(model: Model, features: int, outputs: int, image: Image | None, sequ
 def _dense(model: Mlp | Cnn, features: int, outputs: int, *, first: int) -> Iterator[Layer]:
     for index, width in enumerate(model.hidden, start=first):
         around = isinstance(model, Mlp) and model.residual and width == features
-        yield Layer(f"layers.{index}", (width, features), model.bias, model.activation, model.normalization, "none", (width,), (width,), around)
+        of = model.reparametrization
+        yield Layer(f"layers.{index}", (width, features), model.bias, model.activation, model.normalization, "none", (width,), (width,), around, reparametrization=of)
         features = width
-    yield Layer("head", (outputs, features), model.bias, None, None, "none", (outputs,), (outputs,))
+    yield Layer("head", (outputs, features), model.bias, None, None, "none", (outputs,), (outputs,), reparametrization=model.reparametrization)
 
 
 def _recurrent(model: Rnn, features: int, outputs: int, sequence: Sequence | None) -> Iterator[Layer]:

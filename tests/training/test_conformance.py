@@ -481,6 +481,24 @@ class Recurrent(nn.Module):
         return self.head(h[:, -1])
 
 
+def with_weight_norm(part: nn.Module, name: str, weights: dict[str, Tensor], run: int) -> dict[str, Tensor]:
+    own = nn.utils.parametrizations.weight_norm(part).parametrizations.weight
+    own.original0.data.copy_(weights[f"{name}.gain"][run].view_as(own.original0))
+    return {f"{name}.weight": own.original1, f"{name}.gain": own.original0}
+
+
+def with_spectral_norm(part: nn.Module, name: str, weights: dict[str, Tensor], run: int) -> dict[str, Tensor]:
+    """With the singular vectors of the last update: `eval()` takes them as they are, `train()` makes one iteration more."""
+    own = nn.utils.parametrizations.spectral_norm(part).parametrizations.weight
+    own[0]._u.copy_(weights[f"{name}.running_left"][run])
+    own[0]._v.copy_(weights[f"{name}.running_right"][run])
+    part.eval()
+    return {f"{name}.weight": own.original}
+
+
+REPARAMETRIZATIONS: dict[str, Callable[..., dict[str, Tensor]]] = {"weight_norm": with_weight_norm, "spectral_norm": with_spectral_norm}
+
+
 def plain(model: dict[str, Any], weights: dict[str, Tensor], run: int = 0) -> tuple[nn.Module, dict[str, Tensor]]:
     """The same model of torch's own modules with copied weights, and name → its parameter."""
     if model.get("kind") == "rnn":
@@ -517,6 +535,8 @@ def plain(model: dict[str, Any], weights: dict[str, Tensor], run: int = 0) -> tu
             for own, value in part.named_parameters():
                 value.data.copy_(weights[f"{prefix}.{own}"][run])
                 named[f"{prefix}.{own}"] = value
+        if model.get("reparametrization"):
+            named |= REPARAMETRIZATIONS[model["reparametrization"]["kind"]](made, name, weights, run)
     assert dense == 3
     return nn.Sequential(*steps), named
 
@@ -531,6 +551,10 @@ MODELS: dict[str, list[dict[str, Any]]] = {
         {"hidden": [72, 6, 6, 5, 5], "activation": "tanh", "residual": True},
         {"hidden": [6, 6, 6], "normalization": {"kind": "batch"}, "residual": True, "bias": False},
         {"hidden": [6, 6], "normalization": {"kind": "layer"}, "residual": True},
+        {"hidden": [7, 5], "reparametrization": {"kind": "weight_norm"}},
+        {"hidden": [7, 7], "reparametrization": {"kind": "weight_norm"}, "normalization": {"kind": "layer"}, "residual": True, "bias": False},
+        {"hidden": [7, 5], "reparametrization": {"kind": "spectral_norm"}, "activation": "tanh"},
+        {"hidden": [6, 6], "reparametrization": {"kind": "spectral_norm"}, "normalization": {"kind": "batch"}, "residual": True},
     ],
     "cnn": [
         {"channels": [3]},
@@ -538,6 +562,8 @@ MODELS: dict[str, list[dict[str, Any]]] = {
         {"channels": [4], "pool": "none", "stride": 2, "kernel": 5},
         {"channels": [3, 2], "normalization": {"kind": "batch"}, "hidden": [4]},
         {"channels": [3, 2], "normalization": {"kind": "layer"}, "hidden": [4], "bias": False},
+        {"channels": [3, 2], "hidden": [4], "reparametrization": {"kind": "weight_norm"}},
+        {"channels": [3, 2], "hidden": [4], "reparametrization": {"kind": "spectral_norm"}, "pool": "average"},
     ],
     "rnn": [{"sequence": [12, 6], "hidden": hidden, "cell": cell, "bias": bias} for cell in CELLS for hidden, bias in (([5], True), ([6], False), ([4, 7, 3], True))],
 }
@@ -564,7 +590,7 @@ def test_loss_and_every_gradient_equal_those_of_plain_torch(model):
         assert set(named) == {n for n in before.weights if "running" not in n}
         for name, value in named.items():
             assert value.grad is not None
-            ours = before.weights[name][r] - after.weights[name][r]
+            ours = (before.weights[name][r] - after.weights[name][r]).view_as(value)
             assert (ours - value.grad).abs().max() < 1e-13, name
         by_layer = [named[f"{layer}.weight"].grad for layer in before.started.layers]
         norms = [g.norm().item() for g in by_layer if g is not None]
@@ -611,8 +637,7 @@ def test_running_statistics_equal_those_of_torch_and_serve_the_evaluation(model)
     before, after, _, _ = one_update(model, validation=0.25, x=x, y=y)
     net, _ = plain(model, before.weights)
     shaped = x.view(20, 2, 6, 6) if model["kind"] == "cnn" else x
-    net.train()
-    net(shaped[:15])
+    net(shaped[:15])  # as made: in training mode, but for spectral norm's vectors
     norms = [m for m in net.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)]
     running = [name for name in after.weights if name.endswith("running_mean")]
     assert len(running) == len(norms) > 0
@@ -643,6 +668,86 @@ def test_accumulation_with_batch_norm_equals_torch_over_its_micro_batches(model)
     for name, norm in zip([n for n in after.weights if n.endswith("running_mean")], [m for m in net.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)], strict=True):
         assert torch.allclose(after.weights[name][0], norm.running_mean, rtol=1e-13, atol=1e-15)
         assert torch.allclose(after.weights[name.replace("mean", "var")][0], norm.running_var, rtol=1e-13, atol=1e-15)
+
+
+WEIGHT_NORM = {"kind": "mlp", "hidden": [7, 5], "activation": "relu", "init": {"kind": "torch"}, "reparametrization": {"kind": "weight_norm"}}
+SPECTRAL_NORM = {**WEIGHT_NORM, "reparametrization": {"kind": "spectral_norm"}}
+
+
+@pytest.mark.parametrize(
+    "model", [WEIGHT_NORM, SPECTRAL_NORM, {**SPECTRAL_NORM, "kind": "cnn", "channels": [3], "hidden": [4], "image": [2, 3, 3]}], ids=["weight", "spectral", "spectral cnn"]
+)
+def test_thirty_reparametrized_steps_equal_those_of_torch(model):
+    """Momentum and one iteration of the power method at each update; penalties act on what is learned."""
+    x, y = rows_of_classes(20, 18, 3)
+    job = spec(inline(x, y, validation=0.2, split="last"), model, "cross_entropy", sgd(0.2, 0.9), {"kind": "l2", "lambda": 0.01}, epochs=30)
+    found, start = run(job), run({**job, "optimizer": sgd(FROZEN), "regularizers": [], "budget": {"epochs": 1, "batch_size": "all"}}).weights
+    net, named = plain(model, start)
+    learned = [value for name, value in named.items() if name.endswith("weight")]
+    shaped = x.view(20, 2, 3, 3) if model["kind"] == "cnn" else x
+    optimizer = torch.optim.SGD(named.values(), lr=0.2, momentum=0.9)
+    losses, held = [], []
+    for t in range(30):
+        net.train(t > 0)  # the vectors that were copied have made the first update's iteration
+        optimizer.zero_grad()
+        loss = F.cross_entropy(net(shaped[:16]), y[:16])
+        (loss + 0.005 * sum(w.square().sum() for w in learned)).backward()
+        optimizer.step()
+        losses.append(loss.item())
+        net.eval()
+        held.append(F.cross_entropy(net(shaped[16:]), y[16:]).item())
+    assert found.curve("loss/train") == pytest.approx(losses, rel=1e-10)
+    assert found.curve("loss/val")[1:] == pytest.approx(held, rel=1e-10)
+    assert all(distance(found.weights[name][0].view_as(value), value.detach()) < 1e-10 for name, value in named.items())
+
+
+def test_weights_under_spectral_norm_have_largest_singular_value_one():
+    """After many updates that move nothing the power method has converged: against the singular values of LAPACK."""
+    x, y = rows_of_classes(20, 18, 3)
+    found = run(spec(inline(x, y), SPECTRAL_NORM, "cross_entropy", sgd(FROZEN), epochs=400, diagnostics="off"))
+    for name in ("layers.0", "layers.1", "head"):
+        w, u, v = (found.weights[f"{name}.{part}"][0] for part in ("weight", "running_left", "running_right"))
+        assert torch.linalg.svdvals(w / (u @ w @ v))[0] == pytest.approx(1, rel=1e-9)
+
+
+def test_weights_under_weight_norm_start_as_they_were_drawn_and_their_length_is_free():
+    x, y = rows_of_classes(20, 18, 3)
+    job = spec(inline(x, y), WEIGHT_NORM, "cross_entropy", sgd(FROZEN))
+    plainly = run({**job, "model": {**WEIGHT_NORM, "reparametrization": None}})
+    before, after = run(job), run({**job, "optimizer": sgd(1.0)})
+    assert before.curve("loss/train")[0] == pytest.approx(plainly.curve("loss/train")[0], rel=1e-14)
+    assert before.curve("signal/backward")[0] == pytest.approx(plainly.curve("signal/backward")[0], rel=1e-12)
+    for name in ("layers.0.weight", "layers.1.weight", "head.weight"):
+        v, gradient = before.weights[name][0], before.weights[name][0] - after.weights[name][0]
+        assert (v * gradient).sum(1).abs().max() < 1e-15  # ⟨v, ∇v⟩ = 0 for each unit
+        assert torch.equal(v, plainly.weights[name][0])
+        assert before.weights[name.replace("weight", "gain")][0].tolist() == pytest.approx(v.norm(dim=1).tolist(), rel=1e-14)
+
+
+def test_lsuv_under_weight_norm_scales_the_gains():
+    x, y = rows_of_classes(20, 18, 3)
+    found = run(spec(inline(x, y), {**WEIGHT_NORM, "bias": False, "init": {"kind": "lsuv"}}, "cross_entropy", sgd(FROZEN)))
+    assert (found.curve("signal/forward")[0] > 0.999).all()  # rms² = variance + mean²
+    net, _ = plain(WEIGHT_NORM, found.weights)
+    assert net[:2](x).var(correction=0).item() == pytest.approx(1, rel=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["weight_norm", "spectral_norm"])
+def test_a_unit_whose_weights_a_penalty_makes_zero_stays_zero(kind):
+    x, y = rows_of_classes(20, 18, 3)
+    model = {**WEIGHT_NORM, "reparametrization": {"kind": kind}}
+    found = run(spec(inline(x, y), model, "cross_entropy", sgd(0.1), {"kind": "group_lasso", "lambda": 0.5, "on": ["layers.0"]}, epochs=60))
+    assert found.runs[0].zeros["layers.0.weight"] == 7 * 18
+    assert found.runs[0].stop_reason == "budget"
+    assert np.isfinite(found.curve("gradient/norm")).all()
+
+
+@pytest.mark.parametrize("model", [WEIGHT_NORM, SPECTRAL_NORM])
+def test_reparametrized_micro_batches_add_up(model):
+    x, y = rows_of_classes(20, 18, 3)
+    whole, parts = (run(spec(inline(x, y), model, "cross_entropy", sgd(0.3), epochs=5, accumulate=n)) for n in (1, 3))
+    assert distance(parts.flat(), whole.flat()) < 1e-13
+    assert parts.curve("loss/train") == pytest.approx(whole.curve("loss/train"), rel=1e-13)
 
 
 PENALISED = [
@@ -1189,6 +1294,7 @@ def test_mnist_is_read_in_the_order_of_its_files(tmp_path, npz):
         ("losses", set(LOSSES)),
         ("models", set(MODELS)),
         ("normalization", set(NORMS) & set(IMAGE_NORMS)),
+        ("reparametrization", set(REPARAMETRIZATIONS)),
         ("init", set(INITS)),
         ("optimizers", {*OPTIMIZERS, "proximal", "lbfgs"}),  # those two in test_solvers.py
         ("schedules", set(SCHEDULES)),
@@ -1201,7 +1307,7 @@ def test_every_kind_has_a_row(family, rows):
 
 
 def test_every_family_and_every_activation_has_its_table():
-    assert set(FAMILIES) == {"regularizers", "losses", "models", "normalization", "init", "optimizers", "schedules", "clip", "datasets"}
+    assert set(FAMILIES) == {"regularizers", "losses", "models", "normalization", "reparametrization", "init", "optimizers", "schedules", "clip", "datasets"}
     assert set(ACTIVATIONS) == set(get_args(Activation))
     assert {f["kind"] for m in MODELS.values() for r in m if (f := r.get("normalization"))} == kinds("normalization")
 

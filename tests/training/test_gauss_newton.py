@@ -38,6 +38,9 @@ NETS: dict[str, tuple[dict[str, Any], dict[str, Any], Any]] = {
     "strided images": (IMAGES, {**CNN, "pool": "none", "stride": 2}, "cross_entropy"),
     "weighted classes": (CLASSES, MLP, {"kind": "cross_entropy", "class_weights": [1.0, 2.0, 0.5]}),
     "two weighted classes": (TWO, MLP, {"kind": "binary", "class_weights": [1.0, 3.0]}),
+    "recurrent": (CLASSES, {"kind": "rnn", "hidden": [3, 4], "sequence": [4, 1]}, "cross_entropy"),
+    "lstm": (CLASSES, {"kind": "rnn", "hidden": [3], "cell": "lstm", "sequence": [2, 2]}, "cross_entropy"),
+    "gru": (REAL, {"kind": "rnn", "hidden": [3, 2], "cell": "gru", "sequence": [2, 2]}, "squared_error"),
     "linear": (CLASSES, {"kind": "linear"}, "cross_entropy"),
 }
 
@@ -91,6 +94,17 @@ def matrix(job, made, loss, r):
     each = weights[y.clamp(min=0).long()] if isinstance(loss, dict) else torch.ones(len(x), dtype=torch.float64)
     parts = [each[i] * jac[i].T @ hessian(lambda f, i=i: row_loss(loss, f, y[i]), out[i]) @ jac[i] for i in range(len(x))]
     return torch.stack(parts).sum(0) / each.sum()
+
+
+@pytest.mark.parametrize("kind", ["weight_norm", "spectral_norm"])
+@pytest.mark.parametrize("of", ["dense", "images"])
+def test_products_of_reparametrized_layers(kind, of):
+    dataset, model, loss = NETS["three classes" if of == "dense" else "images"]
+    job, made = pack(dataset, {**model, "reparametrization": {"kind": kind}}, loss)
+    v = torch.from_numpy(np.random.default_rng(3).standard_normal(made.flat.shape))
+    ours = product(made, job.train, v)
+    for r in range(2):
+        torch.testing.assert_close(ours[r], matrix(job, made, loss, r) @ v[r], rtol=1e-6, atol=1e-8)
 
 
 @pytest.mark.parametrize("net", NETS)

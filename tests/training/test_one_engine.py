@@ -33,6 +33,7 @@ MLP = {"kind": "mlp", "hidden": [12, 8], "activation": "tanh"}
 CNN = {"kind": "cnn", "channels": [3], "kernel": 3, "image": [1, 2, 2], "hidden": [6], "activation": "tanh"}
 BATCH_NORM = {**MLP, "normalization": {"kind": "batch"}}
 RNNS = {cell: {"kind": "rnn", "cell": cell, "hidden": [7, 6], "sequence": [4, 1]} for cell in ("tanh", "lstm", "gru")}
+SPECTRAL, WEIGHTED = ({**MLP, "reparametrization": {"kind": kind}} for kind in ("spectral_norm", "weight_norm"))
 RESIDUAL = {**MLP, "hidden": [12, 12, 12], "residual": True}
 
 
@@ -45,14 +46,16 @@ def two_labels(n: int = 24, features: int = 4) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-10), ("float32", 1e-6)])
-@pytest.mark.parametrize("model", [MLP, CNN, BATCH_NORM, RESIDUAL, *RNNS.values()], ids=["mlp", "cnn", "batch norm", "residual", *RNNS])
+@pytest.mark.parametrize(
+    "model", [MLP, CNN, BATCH_NORM, RESIDUAL, SPECTRAL, WEIGHTED, *RNNS.values()], ids=["mlp", "cnn", "batch norm", "residual", "spectral norm", "weight norm", *RNNS]
+)
 def test_a_run_in_a_pack_of_64_equals_the_run_alone(model, dtype, tolerance):
     """16 strengths × 4 seeds, 100 steps with dropout, momentum and early stops at different steps.
 
     The training is tame: L1 that kills whole units in front of batch norm, or inputs of size 10, amplify the last bit of float32 a
     thousandfold in 100 steps, whoever computes them.
     """
-    strongest, patience = (0.005, 8) if {"normalization", "residual", "cell"} & set(model) else (0.02, 5)
+    strongest, patience = (0.005, 8) if {"normalization", "residual", "reparametrization", "cell"} & set(model) else (0.02, 5)
     lr, patience = {"tanh": (0.05, 6), "lstm": (0.1, 8), "gru": (0.1, 8)}.get(model.get("cell", ""), (0.05, patience))
     job = spec(
         {**BLOBS, "validation": 0.25, "standardize": True}, model, "cross_entropy", sgd(lr, 0.9),
@@ -150,7 +153,9 @@ EVERYTHING = spec(
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize(
-    "model", [MLP, CNN, BATCH_NORM, RESIDUAL, *RNNS.values(), {**CNN, "normalization": {"kind": "layer"}}], ids=["mlp", "cnn", "batch norm", "residual", *RNNS, "cnn layer norm"]
+    "model",
+    [MLP, CNN, BATCH_NORM, RESIDUAL, SPECTRAL, WEIGHTED, *RNNS.values(), {**CNN, "normalization": {"kind": "layer"}}],
+    ids=["mlp", "cnn", "batch norm", "residual", "spectral norm", "weight norm", *RNNS, "cnn layer norm"],
 )
 def test_measuring_never_changes_a_weight_by_a_bit(model, dtype):
     found = {preset: run({**EVERYTHING, "model": model, "dtype": dtype, "diagnostics": preset}) for preset in ("off", "light", "standard", "full")}
@@ -345,6 +350,7 @@ STATEFUL = {
     "batch norm": {"model": BATCH_NORM},
     "rnn": {"model": RNNS["lstm"]},
     "lsuv": {"model": {**MLP, "init": {"kind": "lsuv"}}},
+    "spectral norm": {"model": SPECTRAL},
     "accumulate": {"model": BATCH_NORM, "budget": {"epochs": 4, "batch_size": 20, "accumulate": 3}},
     "skip step": {"on_nonfinite": "skip_step", "dtype": "float32"},
     "all": {

@@ -26,7 +26,7 @@ from worker.training.models import Net, backward, forward
 from worker.training.pack import Pack
 
 MOST_NUMBERS = 2**22
-"""Of the gradients of single rows in one convolution that are held at a time, a run."""
+"""Of the gradients of single rows in one convolution or recurrent layer that are held at a time, a run."""
 
 
 @torch.no_grad()
@@ -60,7 +60,11 @@ def product(pack: Pack, part: Part, v: Tensor) -> Tensor:
 
 @torch.no_grad()
 def diagonal(pack: Pack, part: Part) -> Tensor:
-    """diag G of weights and biases, 0 in place of norm parameters: one way back for each column of H's root, squared row by row.  -> (R, P)"""
+    """diag G of weights and biases, 0 in place of norm parameters: one way back for each column of H's root, squared row by row.  -> (R, P)
+
+    Of weights as they are: a reparametrized layer's would need the way from each row's gradient to what is learned.
+    """
+    assert all(layer.reparametrization is None for layer in pack.shape), "reparametrized layers have no diagonal here"
     found = torch.zeros_like(pack.flat)
     views, net = pack.layout.views(found), _beside(pack, torch.zeros_like(pack.flat))
     for x, y in _chunks(part, _rows_at_a_time(pack)):
@@ -70,7 +74,11 @@ def diagonal(pack: Pack, part: Part) -> Tensor:
             deltas = backward(net, trace, _root(pack.spec.loss, trace.outputs, column) * root, add=False)
             for layer, passed, delta in zip(pack.shape, trace.layers, deltas, strict=True):
                 of_bias = views.get(f"{layer.name}.bias")
-                _add_squares(pack, passed.input, delta, views[f"{layer.name}.weight"], of_bias)
+                h, steps = passed.input, layer.recurrence.steps if layer.recurrence else 1
+                if steps > 1:
+                    _add_squares_in_time(h.unflatten(1, (-1, steps)), delta.unflatten(1, (-1, steps)), views[f"{layer.name}.weight"], of_bias)
+                else:
+                    _add_squares(pack, h, delta, views[f"{layer.name}.weight"], of_bias)
     return found
 
 
@@ -92,6 +100,13 @@ def conjugate_gradients(apply: Callable[[Tensor], Tensor], b: Tensor, *, toleran
         p = torch.where(going, r + later / torch.where(left > 0, left, 1.0) * p, p)
         left = torch.where(going, later, torch.zeros_like(left))
     return x
+
+
+def _add_squares_in_time(h: Tensor, delta: Tensor, of_weight: Tensor, of_bias: Tensor | None) -> None:
+    """The same where a row's gradient is a sum over its time steps.  h (R, B, T, in), delta (R, B, T, units)"""
+    of_weight += (delta.mT @ h).square().sum(1)
+    if of_bias is not None:
+        of_bias += delta.sum(2).square().sum(1)
 
 
 def _add_squares(pack: Pack, h: Tensor, delta: Tensor, of_weight: Tensor, of_bias: Tensor | None) -> None:
@@ -175,7 +190,7 @@ def _chunks(part: Part, size: int) -> Iterator[tuple[Tensor, Tensor]]:
 
 def _rows_at_a_time(pack: Pack) -> int:
     """Of what a run needs alone, so that company changes no sum."""
-    largest = max((prod(layer.weight) for layer in pack.shape if len(layer.weight) == 4), default=1)
+    largest = max((prod(layer.weight) for layer in pack.shape if len(layer.weight) == 4 or layer.recurrence), default=1)
     return max(1, min(CHUNK, MOST_NUMBERS // largest))
 
 

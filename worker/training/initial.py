@@ -19,6 +19,7 @@ from regtrain.contract.models import (
     Orthogonal,
     TorchInit,
     Uniform,
+    WeightNorm,
     XavierNormal,
     XavierUniform,
     Zeros,
@@ -30,8 +31,9 @@ from worker.training.models import Net, by_run, forward, layout_of
 def initial(init: Init, shape: list[Layer], *, job: int, run: int, scale: float) -> Tensor:
     """All parameters of one run in their places.  (P,)"""
     layout, owner = layout_of(shape), {tensor: layer for layer in shape for tensor in layer.tensors}
-    drawn = [_drawn(init, slot.name, slot.shape, owner[slot.name], generator(job, run, "init", slot.name), scale) for slot in layout.slots]
-    return torch.cat([tensor.flatten() for tensor in drawn])
+    drawn = {slot.name: _drawn(init, slot.name, slot.shape, owner[slot.name], generator(job, run, "init", slot.name), scale) for slot in layout.slots}
+    gains = {name: drawn[name.removesuffix("gain") + "weight"].flatten(1).norm(dim=1) for name in drawn if name.endswith(".gain")}
+    return torch.cat([tensor.flatten() for tensor in (drawn | gains).values()])
 
 
 def unit_variance(net: Net, x: Tensor, scale: Tensor) -> None:
@@ -43,7 +45,7 @@ def unit_variance(net: Net, x: Tensor, scale: Tensor) -> None:
         outputs = by_run(forward(net, x).layers[place].signal, net.runs).flatten(1).double()
         deviation = outputs.var(1, correction=0).sqrt()
         factor = torch.where((deviation > 0) & torch.isfinite(deviation), scale.squeeze(1) / deviation, 1.0)
-        weight = net.tensors[f"{layer.name}.weight"]
+        weight = net.tensors[f"{layer.name}.gain" if isinstance(layer.reparametrization, WeightNorm) else f"{layer.name}.weight"]
         weight.mul_(factor.to(weight.dtype).view(-1, *[1] * (weight.dim() - 1)))
 
 

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from regtrain.contract.models import BatchNorm, Cnn, Layer, LayerNorm, Model, Recurrence
+from regtrain.contract.models import BatchNorm, Cnn, Layer, LayerNorm, Model, Recurrence, SpectralNorm
 from worker.training import layers as F
 from worker.training.recurrent import unrolled
+from worker.training.reparametrized import Made, made, pull_back
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Layout:
     slots: tuple[Slot, ...]
     weights: tuple[Slot, ...]
     buffers: tuple[Slot, ...]
-    """Running mean and variance of batch norm, in a row of their own."""
+    """Running mean and variance of batch norm, running singular vectors of spectral norm, in a row of their own."""
 
     @property
     def parameters(self) -> int:
@@ -54,6 +55,8 @@ def layout_of(shape: list[Layer]) -> Layout:
     weights = [(name, size) for name, size in tensors if name.endswith(".weight") and not name.endswith(".norm.weight")]
     rest = [item for item in tensors if item not in weights]
     running = [(f"{layer.name}.norm.{name}", layer.weight[:1]) for layer in shape if isinstance(layer.normalization, BatchNorm) for name in ("running_mean", "running_var")]
+    spectral = [layer for layer in shape if isinstance(layer.reparametrization, SpectralNorm)]
+    running += [(f"{layer.name}.running_{side}", (size,)) for layer in spectral for side, size in (("left", layer.weight[0]), ("right", math.prod(layer.weight[1:])))]
     slots = _slots(weights + rest)
     return Layout(slots, slots[: len(weights)], _slots(running))
 
@@ -75,6 +78,7 @@ class Passed:
     """What one layer keeps of the forward pass for its way back."""
 
     input: Tensor
+    weight: Made
     signal: Tensor
     """Linear output, the h of the instruments, as it lies in memory."""
     back: Callable[[Tensor, bool], Tensor]
@@ -96,13 +100,14 @@ class Trace:
 
 @dataclass(frozen=True)
 class Net:
-    """A model over stacked parameters: `tensors` and `gradients` by name, (R, *shape) each."""
+    """A model over stacked parameters: `tensors`, `gradients` and `buffers` by name, (R, *shape) each."""
 
     model: Model
     shape: list[Layer]
     runs: int
     tensors: Mapping[str, Tensor]
     gradients: Mapping[str, Tensor]
+    buffers: Mapping[str, Tensor]
 
 
 def by_run(signal: Tensor, runs: int) -> Tensor:
@@ -125,9 +130,10 @@ def forward(net: Net, x: Tensor, *, kept: Mapping[str, Tensor] | None = None, ru
         h = h.unflatten(2, net.model.image).movedim(0, 1).flatten(1, 2)
     trace = Trace(h)
     for layer in net.shape:
-        weight, bias = net.tensors[f"{layer.name}.weight"], net.tensors.get(f"{layer.name}.bias")
+        of, bias = made(layer, net.tensors, net.buffers), net.tensors.get(f"{layer.name}.bias")
+        weight = of.weight
         if layer.recurrence is not None:
-            h, passed = _in_time(layer, layer.recurrence, h, weight, bias, kept.get(layer.name))
+            h, passed = _in_time(layer, layer.recurrence, h, of, bias, kept.get(layer.name))
             trace.layers.append(passed)
             continue
         if weight.dim() == 5:
@@ -137,7 +143,7 @@ def forward(net: Net, x: Tensor, *, kept: Mapping[str, Tensor] | None = None, ru
             h = _as_rows(h, net.runs)
             z = F.linear(h, weight, bias)
         out, phi, back = _behind(net, layer, z, kept.get(layer.name), running, trace.moments)
-        trace.layers.append(Passed(h, z, back, activation=phi))
+        trace.layers.append(Passed(h, of, z, back, activation=phi))
         h = out + h if layer.residual else out
     trace.outputs = h
     return trace
@@ -155,8 +161,8 @@ def backward(net: Net, trace: Trace, delta: Tensor, *, add: bool) -> list[Tensor
         around = delta
         delta = passed.back(delta, add)
         deltas.append(delta)
-        weight, first = net.tensors[f"{layer.name}.weight"], layer is net.shape[0]
-        of_weight, of_bias = net.gradients[f"{layer.name}.weight"], net.gradients.get(f"{layer.name}.bias")
+        weight, first, learned = passed.weight.weight, layer is net.shape[0], layer.reparametrization is None
+        of_weight, of_bias = net.gradients[f"{layer.name}.weight"] if learned else torch.zeros_like(weight), net.gradients.get(f"{layer.name}.bias")
         if weight.dim() == 5:
             assert isinstance(net.model, Cnn)
             at_input = F.convolution_backward(delta, passed.input, weight, of_weight, of_bias, stride=net.model.stride, add=add, first=first)
@@ -165,20 +171,23 @@ def backward(net: Net, trace: Trace, delta: Tensor, *, add: bool) -> list[Tensor
             F.linear_backward(delta, passed.input, of_weight, of_bias, add=add)
             if passed.beyond is not None:
                 delta = passed.beyond()
-                continue
-            delta = delta if first else torch.baddbmm(around, delta, weight) if layer.residual else torch.bmm(delta, weight)
+            elif not first:
+                delta = torch.baddbmm(around, delta, weight) if layer.residual else torch.bmm(delta, weight)
+        if not learned:
+            pull_back(layer, passed.weight, of_weight, net.tensors, net.gradients, net.buffers, add=add)
     return deltas[::-1]
 
 
-def _in_time(layer: Layer, of: Recurrence, h: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor | None) -> tuple[Tensor, Passed]:
+def _in_time(layer: Layer, of: Recurrence, h: Tensor, own: Made, bias: Tensor | None, mask: Tensor | None) -> tuple[Tensor, Passed]:
     """Half a recurrent layer. Its input half puts out (R, B·T, units) for the other, which gives h_1 … h_T (R, B, T, H), or h_T (R, B, H) if it is the last.
 
     `Passed` has every time step of every row as a row of its own.
     """
+    weight = own.weight
     if of.half == "input":
         h = h.reshape(len(h), -1, weight.shape[2])
         z = F.linear(h, weight, bias)
-        return z, Passed(h, z, lambda delta, add: delta)
+        return z, Passed(h, own, z, lambda delta, add: delta)
     through, last = unrolled(of.cell, h.unflatten(1, (-1, of.steps)), weight, bias), len(layer.output) == 1
     out = through.states[:, :, -1] if last else through.states[:, :, 1:]
     deltas: list[Tensor] = []
@@ -189,7 +198,7 @@ def _in_time(layer: Layer, of: Recurrence, h: Tensor, weight: Tensor, bias: Tens
         deltas.append(of_input.flatten(1, 2))
         return of_state.flatten(1, 2)
 
-    passed = Passed(through.states[:, :, :-1].flatten(1, 2), through.linear.flatten(1, 2), back, deltas.pop)
+    passed = Passed(through.states[:, :, :-1].flatten(1, 2), own, through.linear.flatten(1, 2), back, deltas.pop)
     return out if mask is None else out * mask, passed
 
 

@@ -13,6 +13,7 @@ from regtrain.contract.optimizers import Optimizer
 from regtrain.contract.ranges import concrete
 from regtrain.contract.regularizers import L2, Box, Dropout, EarlyStopping, ElasticNet, GroupLasso, L2Ball, MaxNorm, Regularizer, SparseGroupLasso, StepPenalty, WeightDecay
 from regtrain.contract.runs import Run
+from worker.training import reparametrized
 from worker.training.draws import Masks
 from worker.training.initial import initial
 from worker.training.models import Layout, Net, Slot, layout_of
@@ -58,11 +59,13 @@ class Pack:
         self.other_start = self.layout.weights[-1].stop
         self.other_gradients = self.gradient[:, self.other_start :]
         self.none = torch.zeros(len(runs), dtype=torch.int64, device=device)
-        self.net = Net(self.spec.model, shape, len(runs), self.layout.views(self.flat), self.layout.views(self.gradient))
         self.buffers = torch.zeros(len(runs), sum(s.stop - s.start for s in self.layout.buffers), dtype=self.dtype, device=device)
-        for name, view in self.layout.buffer_views(self.buffers).items():
+        self.net = Net(self.spec.model, shape, len(runs), self.layout.views(self.flat), self.layout.views(self.gradient), self.layout.buffer_views(self.buffers))
+        for name, view in self.net.buffers.items():
             view.fill_(1.0 if name.endswith("running_var") else 0.0)
-        if begin is not None:
+        if begin is None:
+            reparametrized.start(shape, self.net.tensors, self.net.buffers, job=self.spec.seed, runs=[run.seed for run in runs])
+        else:
             self.buffers.copy_(begin[1])
         self.alive = torch.ones(len(runs), dtype=torch.bool, device=device)
         self.directions = Directions(self.spec.optimizer, self._stack_optimizer, self.flat)

@@ -102,11 +102,9 @@ def sharpness(pack: Pack, rows: Part, gradient: Tensor) -> Tensor:
     """
     drawn = {seed: torch.randn(pack.flat.shape[1], generator=generator(pack.spec.seed, seed, "curvature"), dtype=torch.float64) for seed in pack.seeds}
     start = torch.stack([drawn[run.seed] for run in pack.runs]).to(pack.device)
-    exact = any(layer.recurrence is not None for layer in pack.shape)  # differences of gradients need the digits
-    dtype = torch.float64 if exact else pack.dtype
-    running = {name: view.to(dtype) for name, view in pack.layout.buffer_views(pack.buffers).items()} or None
-    curve = Curve(pack, pack.flat.to(dtype), rows.x.to(dtype), rows.y.to(dtype) if rows.y.is_floating_point() else rows.y, running=running)
-    diagonal, beside = _lanczos(curve, _unit(_unit(gradient.to(dtype)) + _unit(start.to(dtype))), steps=min(PRODUCTS, pack.flat.shape[1]))
+    running = pack.layout.buffer_views(pack.buffers) or None
+    curve = Curve(pack, pack.flat, rows.x, rows.y, running=running)
+    diagonal, beside = _lanczos(curve, _unit(_unit(gradient) + _unit(start.to(pack.dtype))), steps=min(PRODUCTS, pack.flat.shape[1]))
     whole = torch.diag_embed(diagonal) + torch.diag_embed(beside, 1) + torch.diag_embed(beside, -1)
     sound = torch.isfinite(whole).all(2).all(1)
     largest = torch.linalg.eigvalsh(torch.where(sound[:, None, None], whole, 0.0).cpu())[:, -1].to(pack.device)
@@ -134,33 +132,25 @@ def histograms(pack: Pack, numbers: Tensor) -> Tensor:
 
 
 class Curve:
-    """The mean loss of every run at some weights (R, P), and its derivatives by autograd: called with a direction (R, P), it is the Hessian's product with it.
-
-    Recurrent layers write into tensors that autograd could not follow: there the product is the central difference of two gradients, in float64.
-    """
+    """The mean loss of every run at some weights (R, P), and its derivatives by autograd: called with a direction (R, P), it is the Hessian's product with it."""
 
     def __init__(self, pack: Pack, weights: Tensor, x: Tensor, y: Tensor, *, kept: Mapping[str, Tensor] | None = None, running: Mapping[str, Tensor] | None = None) -> None:
         self.pack, self.weights, self.x, self.y, self.kept, self.running = pack, weights, x, y, kept, running
         self.smoothing = None if pack.smoothing is None else pack.smoothing.to(weights.dtype)
         self.class_weights = None if pack.class_weights is None else pack.class_weights.to(weights.dtype)
         self.rows = size_of(pack.spec.loss, y, self.class_weights)
-        self.recurrent = any(layer.recurrence is not None for layer in pack.shape)
 
     @property
     def loss(self) -> Tensor:
         """(R,) float64"""
-        net = Net(self.pack.spec.model, self.pack.shape, self.pack.size, self.pack.layout.views(self.weights), {})
-        return self._loss(net).double()
+        return self._loss(replace(self.pack.net, tensors=self.pack.layout.views(self.weights))).double()
 
     @cached_property
     def gradient(self) -> Tensor:
         """(R, P)"""
-        return self._by_hand(self.weights) if self.recurrent else torch.cat([slope.detach().flatten(1) for slope in self._slopes], 1)
+        return torch.cat([slope.detach().flatten(1) for slope in self._slopes], 1)
 
     def __call__(self, direction: Tensor) -> Tensor:
-        if self.recurrent:
-            reach = (1e-6 * norm(self.weights) / norm(direction).clamp(min=1e-300)).unsqueeze(1)
-            return (self._by_hand(self.weights + reach * direction) - self._by_hand(self.weights - reach * direction)) / (2 * reach)
         bent = [(slope, along) for slope, along in zip(self._slopes, self.pack.layout.views(direction).values(), strict=True) if slope.requires_grad]
         if not bent:
             return torch.zeros_like(direction)
@@ -175,21 +165,12 @@ class Curve:
     def _slopes(self) -> tuple[Tensor, ...]:
         """The gradient of every tensor, with autograd's graph behind it."""
         with torch.enable_grad():
-            loss = self._loss(Net(self.pack.spec.model, self.pack.shape, self.pack.size, self._leaves, {}))
+            loss = self._loss(replace(self.pack.net, tensors=self._leaves))
             return torch.autograd.grad(loss.sum(), list(self._leaves.values()), create_graph=True)
 
     def _loss(self, net: Net) -> Tensor:
         outputs = forward(net, self.x, kept=self.kept, running=self.running).outputs
         return loss_of(self.pack.spec.loss, outputs, self.y, smoothing=self.smoothing, weights=self.class_weights)[0] / self.rows
-
-    def _by_hand(self, weights: Tensor) -> Tensor:
-        """The gradient as training computes it."""
-        found, views = torch.empty_like(weights), self.pack.layout.views
-        net = Net(self.pack.spec.model, self.pack.shape, self.pack.size, views(weights), views(found))
-        trace = forward(net, self.x, kept=self.kept, running=self.running)
-        _, slope = averaged(*loss_of(self.pack.spec.loss, trace.outputs, self.y, smoothing=self.smoothing, weights=self.class_weights), self.rows)
-        backward(net, trace, slope, add=False)
-        return found
 
 
 def _lanczos(curve: Curve, start: Tensor, *, steps: int) -> tuple[Tensor, Tensor]:

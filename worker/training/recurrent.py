@@ -1,4 +1,5 @@
 """Recurrent layers over stacked parameters: a loop over time steps of batched products, and backpropagation through time written by hand.
+No place is written twice, so tangents go along with it.
 
 Sequences are (R, B, T, units): a row's steps lie together, as they do in the dataset. The gates of a cell lie side by side in `units`.
 """
@@ -41,93 +42,80 @@ def unrolled(cell: Cell, at_input: Tensor, weight: Tensor, bias: Tensor | None) 
 
 def _plain(phi: Activation, at_input: Tensor, weight: Tensor, bias: Tensor | None) -> Unrolled:
     """h = φ(x + u)"""
-    states, linear, z = *_room(at_input, weight), torch.empty_like(at_input)
-    for t in range(at_input.shape[2]):
-        _recur(states, linear, t, weight, bias)
-        torch.add(at_input[:, :, t], linear[:, :, t], out=z[:, :, t])
-        states[:, :, t + 1] = phi.forward(z[:, :, t])
+    states, linear, sums = [_zeros(at_input, weight)], list[Tensor](), list[Tensor]()
+    for x in at_input.unbind(2):
+        linear.append(_recurred(states[-1], weight, bias))
+        sums.append(x + linear[-1])
+        states.append(phi.forward(sums[-1]))
 
     def back(delta: Tensor) -> tuple[Tensor, Tensor]:
-        of_z, carried = torch.empty_like(z), torch.zeros_like(states[:, :, 0])
-        for t in reversed(range(z.shape[2])):
-            of_z[:, :, t] = phi.backward(_arrived(carried, delta, t, z.shape[2]), z[:, :, t], states[:, :, t + 1])
-            carried = torch.bmm(of_z[:, :, t], weight)
-        return of_z, of_z
+        of_sums, carried = [*sums], _zeros(at_input, weight)
+        for t in reversed(range(len(sums))):
+            of_sums[t] = phi.backward(_arrived(carried, delta, t, len(sums)), sums[t], states[t + 1])
+            carried = torch.bmm(of_sums[t], weight)
+        together = torch.stack(of_sums, 2)
+        return together, together
 
-    return Unrolled(states, linear, back)
+    return Unrolled(torch.stack(states, 2), torch.stack(linear, 2), back)
 
 
 def _lstm(at_input: Tensor, weight: Tensor, bias: Tensor | None) -> Unrolled:
     """i, f, o = σ(…), g = tanh(…), c = f ⊙ c + i ⊙ g, h = o ⊙ tanh c"""
-    states, linear = _room(at_input, weight)
-    gates, cells, width = torch.empty_like(at_input), torch.zeros_like(states), weight.shape[2]
-    new = slice(2 * width, 3 * width)
-    for t in range(at_input.shape[2]):
-        _recur(states, linear, t, weight, bias)
-        z = at_input[:, :, t] + linear[:, :, t]
-        gates[:, :, t] = z.sigmoid()
-        gates[:, :, t, new] = z[:, :, new].tanh()
-        i, f, g, o = gates[:, :, t].chunk(4, 2)
-        cells[:, :, t + 1] = torch.addcmul(f * cells[:, :, t], i, g)
-        states[:, :, t + 1] = o * cells[:, :, t + 1].tanh()
+    states, cells, linear, gates = [_zeros(at_input, weight)], [_zeros(at_input, weight)], list[Tensor](), list[tuple[Tensor, ...]]()
+    for x in at_input.unbind(2):
+        linear.append(_recurred(states[-1], weight, bias))
+        i, f, g, o = (x + linear[-1]).chunk(4, 2)
+        i, f, g, o = i.sigmoid(), f.sigmoid(), g.tanh(), o.sigmoid()
+        gates.append((i, f, g, o))
+        cells.append(f * cells[-1] + i * g)
+        states.append(o * cells[-1].tanh())
 
     def back(delta: Tensor) -> tuple[Tensor, Tensor]:
-        of_z, carried, of_cell = torch.empty_like(gates), torch.zeros_like(states[:, :, 0]), torch.zeros_like(states[:, :, 0])
-        for t in reversed(range(gates.shape[2])):
-            i, f, g, o = gates[:, :, t].chunk(4, 2)
-            squashed, of_state = cells[:, :, t + 1].tanh(), _arrived(carried, delta, t, gates.shape[2])
+        of_sums, carried, of_cell = [*linear], _zeros(at_input, weight), _zeros(at_input, weight)
+        for t in reversed(range(len(gates))):
+            (i, f, g, o), squashed, of_state = gates[t], cells[t + 1].tanh(), _arrived(carried, delta, t, len(gates))
             of_cell = of_cell + of_state * o * (1 - squashed.square())
-            of_gates = torch.cat([of_cell * g, of_cell * cells[:, :, t], of_cell * i, of_state * squashed], 2)
-            slopes = gates[:, :, t] * (1 - gates[:, :, t])
-            slopes[:, :, new] = 1 - g.square()
-            of_z[:, :, t] = of_gates * slopes
-            carried, of_cell = torch.bmm(of_z[:, :, t], weight), of_cell * f
-        return of_z, of_z
+            slopes = (of_cell * g * i * (1 - i), of_cell * cells[t] * f * (1 - f), of_cell * i * (1 - g.square()), of_state * squashed * o * (1 - o))
+            of_sums[t] = torch.cat(slopes, 2)
+            carried, of_cell = torch.bmm(of_sums[t], weight), of_cell * f
+        together = torch.stack(of_sums, 2)
+        return together, together
 
-    return Unrolled(states, linear, back)
+    return Unrolled(torch.stack(states, 2), torch.stack(linear, 2), back)
 
 
 def _gru(at_input: Tensor, weight: Tensor, bias: Tensor | None) -> Unrolled:
     """r, z = σ(x + u), n = tanh(x + r ⊙ u), h = (1 − z) ⊙ n + z ⊙ h"""
-    states, linear = _room(at_input, weight)
-    gates, width = torch.empty_like(at_input), weight.shape[2]
-    new = slice(2 * width, 3 * width)
-    for t in range(at_input.shape[2]):
-        _recur(states, linear, t, weight, bias)
-        gates[:, :, t, : 2 * width] = (at_input[:, :, t, : 2 * width] + linear[:, :, t, : 2 * width]).sigmoid()
-        r, z, _ = gates[:, :, t].chunk(3, 2)
-        n = gates[:, :, t, new] = torch.addcmul(at_input[:, :, t, new], r, linear[:, :, t, new]).tanh()
-        states[:, :, t + 1] = torch.addcmul(n, z, states[:, :, t] - n)
+    states, linear, gates = [_zeros(at_input, weight)], list[Tensor](), list[tuple[Tensor, ...]]()
+    for x in at_input.unbind(2):
+        linear.append(_recurred(states[-1], weight, bias))
+        (xr, xz, xn), (ur, uz, un) = x.chunk(3, 2), linear[-1].chunk(3, 2)
+        r, z = (xr + ur).sigmoid(), (xz + uz).sigmoid()
+        n = (xn + r * un).tanh()
+        gates.append((r, z, n, un))
+        states.append(n + z * (states[-1] - n))
 
     def back(delta: Tensor) -> tuple[Tensor, Tensor]:
-        of_input, of_state, carried = torch.empty_like(gates), torch.empty_like(gates), torch.zeros_like(states[:, :, 0])
-        for t in reversed(range(gates.shape[2])):
-            r, z, n = gates[:, :, t].chunk(3, 2)
-            arrived = _arrived(carried, delta, t, gates.shape[2])
+        of_input, of_state, carried = [*linear], [*linear], _zeros(at_input, weight)
+        for t in reversed(range(len(gates))):
+            (r, z, n, un), arrived = gates[t], _arrived(carried, delta, t, len(gates))
             of_new = arrived * (1 - z) * (1 - n.square())
-            of_reset, of_update = of_new * linear[:, :, t, new] * r * (1 - r), arrived * (states[:, :, t] - n) * z * (1 - z)
-            of_input[:, :, t] = torch.cat([of_reset, of_update, of_new], 2)
-            of_state[:, :, t] = torch.cat([of_reset, of_update, of_new * r], 2)
-            carried = torch.baddbmm(arrived * z, of_state[:, :, t], weight)
-        return of_input, of_state
+            of_reset, of_update = of_new * un * r * (1 - r), arrived * (states[t] - n) * z * (1 - z)
+            of_input[t], of_state[t] = torch.cat([of_reset, of_update, of_new], 2), torch.cat([of_reset, of_update, of_new * r], 2)
+            carried = torch.baddbmm(arrived * z, of_state[t], weight)
+        return torch.stack(of_input, 2), torch.stack(of_state, 2)
 
-    return Unrolled(states, linear, back)
-
-
-def _room(at_input: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Place for the states, h_0 = 0 in it, and for the recurrent linear outputs."""
-    runs, rows, steps, _ = at_input.shape
-    states = at_input.new_empty(runs, rows, steps + 1, weight.shape[2])
-    states[:, :, 0] = 0
-    return states, torch.empty_like(at_input)
+    return Unrolled(torch.stack(states, 2), torch.stack(linear, 2), back)
 
 
-def _recur(states: Tensor, linear: Tensor, t: int, weight: Tensor, bias: Tensor | None) -> None:
-    """linear_t = U·h_{t−1} (+ b)"""
-    if bias is None:
-        torch.bmm(states[:, :, t], weight.mT, out=linear[:, :, t])
-    else:
-        torch.baddbmm(bias.unsqueeze(1), states[:, :, t], weight.mT, out=linear[:, :, t])
+def _zeros(at_input: Tensor, weight: Tensor) -> Tensor:
+    """h_0.  (R, B, H)"""
+    return at_input.new_zeros(*at_input.shape[:2], weight.shape[2])
+
+
+def _recurred(state: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """U·h_{t−1} (+ b)"""
+    return torch.bmm(state, weight.mT) if bias is None else torch.baddbmm(bias.unsqueeze(1), state, weight.mT)
 
 
 def _arrived(carried: Tensor, delta: Tensor, t: int, steps: int) -> Tensor:

@@ -12,7 +12,7 @@ from regtrain.contract.diagnostics import includes
 from regtrain.contract.models import BatchNorm
 from regtrain.contract.optimizers import Lbfgs, Proximal
 from regtrain.contract.regularizers import WeightDecay
-from worker.training import diagnostics
+from worker.training import diagnostics, reparametrized
 from worker.training.activations import of_activations
 from worker.training.diagnostics import Measured
 from worker.training.losses import averaged
@@ -67,6 +67,7 @@ def step(pack: Pack, x: Tensor, y: Tensor, *, t: int, lr: Tensor, look: bool = F
 def _backward(pack: Pack, x: Tensor, y: Tensor, t: int, look: bool) -> tuple[Tensor, Measured, list[Moments]]:
     """Mean loss of each run (R,), its gradient into `pack.gradient`, the signals of the whole batch, and batch norm's moments of each micro-batch."""
     rows, spec = y.shape[-1], pack.spec
+    reparametrized.iterate(pack.shape, pack.net.tensors, pack.net.buffers, pack.alive)
     kept = pack.kept(t, rows)
     size, whole = math.ceil(rows / spec.budget.accumulate), size_of(spec.loss, y, pack.class_weights)
     if size == rows:

@@ -439,3 +439,17 @@ def test_a_net_beyond_its_trainable_depth_is_warned_of(changes: dict[str, Any], 
 )
 def test_a_net_within_its_trainable_depth_is_not(model: dict[str, Any]) -> None:
     assert [w for w in accept(json.dumps(changed({"regularizers": [], "model": model}))) if w.path in ("model.activation", "model.normalization")] == []
+
+
+# ---------------------------------------------------------------- weights that are functions of what is learned
+
+
+def test_weight_norm_starts_like_the_plain_net_and_of_spectral_norm_theory_says_nothing() -> None:
+    def of(kind: str | None) -> Signal:
+        spec = parse(json.dumps(changed({"model.hidden": [16, 16, 16], **({"model.reparametrization": {"kind": kind}} if kind else {})})))
+        facts = facts_of(spec.dataset)
+        assert facts is not None
+        return signal(spec, facts, shape_of(spec, facts))
+
+    assert of("weight_norm") == of(None)
+    assert (of("spectral_norm").gradient_ratio, of("spectral_norm").initial_loss) == (None, None)

@@ -355,8 +355,8 @@ def _each_layer_clipped(spec: Any, gradient: Tensor, limit: Tensor) -> tuple[Ten
     return torch.cat([gradient[:, :half], found[:, half:]], 1), changed
 
 
-def _loss_of_the_sum(spec: Any, outputs: Tensor, y: Tensor, *, smoothing: Any = None) -> tuple[Tensor, Tensor]:
-    value, slope = _loss(spec, outputs, y, smoothing=smoothing)
+def _loss_of_the_sum(spec: Any, outputs: Tensor, y: Tensor, **of: Any) -> tuple[Tensor, Tensor]:
+    value, slope = _loss(spec, outputs, y, **of)
     return value * outputs.shape[1], slope
 
 

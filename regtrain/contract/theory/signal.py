@@ -29,6 +29,7 @@ from regtrain.contract.models import (
     Normal,
     Orthogonal,
     Rnn,
+    SpectralNorm,
     TorchInit,
     Uniform,
     XavierNormal,
@@ -174,6 +175,8 @@ def _stage(spec: JobSpec, layer: Layer, *, kept: float, size: Image | None, batc
     weights, biases = variances(model.init, layer)
     if layer.recurrence is not None:
         weights = math.nan  # one matrix at every time step: another theory
+    if isinstance(layer.reparametrization, SpectralNorm):
+        weights = math.nan  # divided by the largest singular value, which is no mean
     if isinstance(model, Cnn) and image and size is not None:
         weights *= _taps(size[1], layer.weight[2], model.stride) * _taps(size[2], layer.weight[3], model.stride)
     match layer.normalization:

@@ -79,6 +79,9 @@ def _rows_and_model(spec: JobSpec, path: str, r: Adapt[float], own: L2) -> Itera
             yield Problem(
                 f"{path}.adapt", "validation_gradient follows the loss on validation rows, and there are none", 'set dataset.validation, such as 0.2, or adapt "evidence"'
             )
+    elif isinstance(spec.model, Mlp | Cnn) and spec.model.reparametrization is not None:
+        reason = f"evidence takes the curvature of single weights, and {spec.model.reparametrization.kind} makes each of them a function of several"
+        yield Problem(f"{path}.adapt", reason, 'adapt "validation_gradient", or leave model.reparametrization out')
     elif own.on == "all" and isinstance(spec.model, Mlp | Cnn) and spec.model.normalization is not None:
         yield Problem(f"{path.removesuffix('lambda')}on", "evidence has no curvature for the parameters of a normalization", 'use "on": "weights"')
 

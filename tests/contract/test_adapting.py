@@ -24,6 +24,7 @@ CASES: list[tuple[dict[str, Any], str, str, str]] = [
     ({"regularizers.0.lambda.start": []}, "regularizers.0.lambda.start", "at least 1 item", "give at least 1"),
     ({"regularizers.0.lambda.start": [1.0, -1.0]}, "regularizers.0.lambda.start.1", "found -1", "inside the bounds"),
     ({"regularizers.0.lambda.start": "large"}, "regularizers.0.lambda.start", "a number or a list", "catalog"),
+    ({"model": {"kind": "mlp", "hidden": [4], "reparametrization": {"kind": "weight_norm"}}}, "regularizers.0.lambda.adapt", "curvature of single weights", "validation_gradient"),
     ({"regularizers.0.lambda.adapt": "evidance"}, "regularizers.0.lambda.adapt", "'evidence' or 'validation_gradient'", "did you mean 'evidence'?"),
     ({"regularizers.0.lambda": {"adept": "evidence"}}, "regularizers.0.lambda.adept", "unknown key", "did you mean 'adapt'?"),
     ({"regularizers.0.lambda.adapt": "validation_gradient"}, "regularizers.0.lambda.adapt", "there are none", "dataset.validation"),

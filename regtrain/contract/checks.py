@@ -41,6 +41,7 @@ from regtrain.contract.regularizers import (
     SparseGroupLasso,
     StepPenalty,
     UnitNorm,
+    VanishingGradient,
     WeightDecay,
 )
 from regtrain.contract.runs import MOST_RUNS, count, expand, provisional, ranges, warm_axis
@@ -253,7 +254,7 @@ def _path(spec: JobSpec, path: str) -> Iterator[Problem]:
 def _regularizers(spec: JobSpec, shape: list[Layer]) -> Iterator[Problem]:
     names = [layer.name for layer in shape]
     proximal = any(isinstance(r, ElasticNet | GroupLasso | SparseGroupLasso) or (isinstance(r, L1) and r.method == "proximal") for r in spec.regularizers)
-    for kind in (EarlyStopping, StepPenalty):
+    for kind in (EarlyStopping, StepPenalty, VanishingGradient):
         places = [i for i, r in enumerate(spec.regularizers) if isinstance(r, kind)]
         for extra in places[1:]:
             yield Problem(f"regularizers.{extra}", f"{spec.regularizers[extra].kind} stands twice", "keep one of them")
@@ -271,6 +272,11 @@ def _regularizers(spec: JobSpec, shape: list[Layer]) -> Iterator[Problem]:
                     yield Problem(f"{path}.metric", f"{regularizer.metric} needs validation rows", "set dataset.validation, such as 0.2, or selection.folds")
                 if regularizer.metric == "accuracy/val" and not isinstance(spec.loss, CrossEntropy | Binary):
                     yield Problem(f"{path}.metric", f"{spec.loss.kind} has no accuracy", 'use "loss/val"')
+            case VanishingGradient():
+                if not isinstance(spec.model, Rnn):
+                    yield Problem(path, "vanishing_gradient looks from one time step to the next, and only an rnn has them", 'use {"kind": "rnn", …}, or leave it out')
+                elif spec.model.cell not in ("tanh", "relu", "identity"):
+                    yield Problem(path, f"in {spec.model.cell} cells the gradient has other ways back than the recurrent matrix", 'use "cell": "tanh", "relu" or "identity"')
             case StepPenalty():
                 if proximal:
                     yield Problem(
@@ -347,6 +353,8 @@ def _solver(spec: JobSpec, facts: Facts) -> Iterator[Problem]:
                 yield Problem(path, f"{optimizer.kind} compares values of one objective, and dropout draws another one at every step", "use sgd or adam")
             case WeightDecay():
                 yield Problem(path, f"decoupled decay follows a learning rate, and {optimizer.kind} has none", "use l2")
+            case VanishingGradient():
+                yield Problem(path, f"{optimizer.kind} compares values of one objective, and the immediate derivative of Ω is the gradient of none", "use sgd or adam")
             case StepPenalty():
                 yield Problem(path, f"{optimizer.kind} chooses the length of its steps by itself", "use sgd or adam")
             case L1(method="subgradient") if isinstance(optimizer, Proximal):

@@ -140,6 +140,19 @@ class StepPenalty(Part):
     """Penalise the squared length."""
 
 
+class VanishingGradient(Part):
+    """Ω = mean over rows of Σ_t (‖δ_{t+1} U diag φ′(z_t)‖/‖δ_{t+1}‖ − 1)², δ_t the gradient at the linear output z_t of a recurrent layer and U its
+    recurrent matrix: the gradient should keep its length from each time step to the one before (Pascanu et al. 2013, equation 9).
+
+    As there, only the immediate derivative in U joins the gradient: δ and z are held. Summed over the recurrent layers of a net, for the cells `tanh`,
+    `relu` and `identity`. λΩ of the batch is the series `penalty/vanishing_gradient`.
+    """
+
+    kind: Literal["vanishing_gradient"]
+    lam: Annotated[Strength, Field(alias="lambda")]
+    """λ, the strength."""
+
+
 class Dropout(Part):
     """Each activation is 0 with probability `rate`, else divided by 1 − rate; off in evaluation (Srivastava et al. 2014)."""
 
@@ -165,6 +178,20 @@ class EarlyStopping(Part):
 
 
 Regularizer = Annotated[
-    L1 | L2 | ElasticNet | GroupLasso | SparseGroupLasso | WeightDecay | NonNegative | Box | L2Ball | MaxNorm | UnitNorm | StepPenalty | Dropout | EarlyStopping,
+    L1
+    | L2
+    | ElasticNet
+    | GroupLasso
+    | SparseGroupLasso
+    | WeightDecay
+    | NonNegative
+    | Box
+    | L2Ball
+    | MaxNorm
+    | UnitNorm
+    | StepPenalty
+    | VanishingGradient
+    | Dropout
+    | EarlyStopping,
     Field(discriminator="kind"),
 ]

@@ -60,6 +60,20 @@ CASES: list[tuple[dict[str, Any], str, str, str]] = [
     ({"model": {"kind": "rnn", "hidden": [8], "sequence": [8, 7]}, "regularizers": []}, "model.sequence", "56 numbers, a row of the dataset has 64", "[8, 8]"),
     ({"model": {"kind": "rnn", "hidden": [8], "sequence": [8, 8], "cell": "elman"}, "regularizers": []}, "model.cell", "'tanh', 'relu', 'identity', 'lstm' or 'gru'", "/v1/catalog"),
     ({"model": {"kind": "rnn", "hidden": [8], "sequence": [8, 8], "init": {"kind": "lsuv"}}, "regularizers": []}, "model.init.kind", "at every step", "orthogonal"),
+    ({"regularizers.0": {"kind": "vanishing_gradient", "lambda": 1}}, "regularizers.0", "only an rnn has them", '"kind": "rnn"'),
+    (
+        {"model": {"kind": "rnn", "hidden": [8], "sequence": [8, 8], "cell": "gru"}, "regularizers": [{"kind": "vanishing_gradient", "lambda": 1}]},
+        "regularizers.0", "in gru cells the gradient has other ways back", '"cell": "tanh"',
+    ),
+    (
+        {"model": {"kind": "rnn", "hidden": [8], "sequence": [8, 8]}, "regularizers": [{"kind": "vanishing_gradient", "lambda": 1}] * 2},
+        "regularizers.1", "stands twice", "keep one",
+    ),
+    (
+        {"model": {"kind": "rnn", "hidden": [8], "sequence": [8, 8]}, "regularizers": [{"kind": "vanishing_gradient", "lambda": 1}], "optimizer": {"kind": "lbfgs"},
+         "budget.batch_size": "all"},
+        "regularizers.0", "immediate derivative of Ω", "use sgd or adam",
+    ),
     ({"dataset": {"kind": "temporal_order", "length": 9}}, "dataset.length", "greater than or equal to 10", "inside the bounds"),
     ({"dataset": {"kind": "adding"}}, "loss.kind", "the target of dataset adding is a quantity", "squared_error"),
     ({"regularizers.0.on": ["layers.7"]}, "regularizers.0.on.0", "no layer 'layers.7'", "layers.0, head"),

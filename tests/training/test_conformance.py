@@ -65,8 +65,8 @@ BY_HAND: dict[str, tuple[dict[str, Any], float]] = {
     "sparse_group_lasso": ({"l1_ratio": 0.25}, 0.25 * 7.5 + 0.75 * math.sqrt(2) * 5.5),
     "weight_decay": ({}, 12.625),  # the ledger's λ·½Σw²
 }
-NOT_ON_WEIGHTS = {"step_penalty": {"lambda": 0.5}, "dropout": {"rate": 0.5}, "early_stopping": {}}
-"""Proved further below, and early stopping in test_one_engine.py."""
+NOT_ON_WEIGHTS = {"step_penalty": {"lambda": 0.5}, "vanishing_gradient": {"lambda": 0.5}, "dropout": {"rate": 0.5}, "early_stopping": {}}
+"""Proved further below, early stopping in test_one_engine.py, Ω in test_recurrent.py."""
 CONSTRAINTS: dict[str, tuple[dict[str, Any], list[float]]] = {
     "non_negative": ({}, [3.0, 0.0, 0.0, 0.5]),
     "box": ({"low": -1.0, "high": 2.0}, [2.0, -1.0, 0.0, 0.5]),

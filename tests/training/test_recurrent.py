@@ -224,6 +224,80 @@ def test_a_plain_net_learns_the_adding_problem_of_a_few_steps():
     assert run(job).runs[0].metrics["loss/test"] < 1 / 60
 
 
+# ---------------------------------------------------------------- Ω of Pascanu et al.
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+@pytest.mark.parametrize("cell", ["tanh", "relu", "identity"])
+def test_omega_and_its_immediate_derivative_equal_those_of_autograd(cell, accumulate):
+    """Two strengths × two seeds in one pack: autograd derives Σ_t (‖δ_{t+1} U diag φ′(z_t)‖/‖δ_{t+1}‖ − 1)² in U with δ and z held."""
+    x, y = sequences()
+    omega = {"kind": "vanishing_gradient", "lambda": {"values": [0.3, 2.0]}}
+    job = spec(inline(x, y), rnn(cell), "cross_entropy", sgd(FROZEN), omega, selection={"seeds": 2}, accumulate=accumulate)
+    before, after = run(job), run({**job, "optimizer": sgd(1.0)})
+    free = run({**job, "optimizer": sgd(1.0), "regularizers": []})
+    assert before.started.penalised == {"regularizers.0": ["layers.0.recurrent.weight", "layers.1.recurrent.weight"]}
+    for r, lam in enumerate((0.3, 0.3, 2.0, 2.0)):
+        signals: dict[str, list[Tensor]] = {}
+        w = {name: value[r].clone().requires_grad_() for name, value in before.weights.items()}
+        F.cross_entropy(slowly(cell, x, w, signals), y).backward()
+        total, gradients = torch.zeros((), dtype=torch.float64), []
+        for name in ("layers.0", "layers.1"):
+            matrix, of = w[f"{name}.recurrent.weight"].detach().clone().requires_grad_(), torch.zeros((), dtype=torch.float64)
+            for t in range(STEPS - 1):
+                z = (signals[f"{name}.input"][t] + signals[f"{name}.recurrent"][t]).detach()
+                slope = {"tanh": 1 - torch.tanh(z) ** 2, "relu": (z > 0).double(), "identity": torch.ones_like(z)}[cell]
+                later = signals[f"{name}.input"][t + 1].grad
+                assert later is not None
+                lengths = later.norm(dim=1)
+                seen = lengths > 0
+                of = of + ((((later @ matrix) * slope).norm(dim=1)[seen] / lengths[seen] - 1) ** 2).sum() / len(y)
+            gradients.append(torch.autograd.grad(lam * of, matrix)[0])
+            total = total + of.detach()
+        assert before.curve("penalty/vanishing_gradient", r)[0] == pytest.approx(lam * total.item(), rel=1e-12)
+        assert before.curve("objective/train", r)[0] == pytest.approx(before.curve("loss/train", r)[0] + lam * total.item(), rel=1e-13)
+        assert before.curve("penalty_gradient/norm", r)[0] == pytest.approx([0, gradients[0].norm().item(), 0, gradients[1].norm().item(), 0], rel=1e-11)
+        for name, value in w.items():
+            own = {f"layers.{i}.recurrent.weight": g for i, g in enumerate(gradients)}.get(name, torch.zeros_like(value))
+            assert (free.weights[name][r % 2] - after.weights[name][r] - own).abs().max() < 1e-12, name
+        assert before.curve("gradient/norm", r) == pytest.approx(free.curve("gradient/norm", r % 2), rel=1e-13)  # the data's own
+
+
+def test_omega_of_a_linear_net_of_orthogonal_recurrence_in_closed_form():
+    """Each step shortens by ρ: Ω = (T − 1)(ρ − 1)², and its slope along U is 2(T − 1)(ρ − 1)ρ, so that ρ moves towards 1 from both sides."""
+    x, y = sequences()
+    for rho in (0.6, 1.0, 1.5):
+        model = rnn("identity", bias=False, hidden=[8], init={"kind": "orthogonal", "scale": rho})
+        job = spec(inline(x, y), model, "cross_entropy", sgd(FROZEN), {"kind": "vanishing_gradient", "lambda": 0.1})
+        found, moved, free = run(job), run({**job, "optimizer": sgd(1.0)}), run({**job, "optimizer": sgd(1.0), "regularizers": []})
+        assert found.curve("penalty/vanishing_gradient")[0] == pytest.approx(0.1 * (STEPS - 1) * (rho - 1) ** 2, rel=1e-12, abs=1e-25)
+        name = "layers.0.recurrent.weight"
+        along = ((free.weights[name] - moved.weights[name]) * found.weights[name]).sum().item()
+        assert along == pytest.approx(0.1 * 2 * (STEPS - 1) * (rho - 1) * rho, rel=1e-10, abs=1e-13)
+
+
+def test_omega_of_gradients_whose_squares_underflow():
+    """Plain tanh over 60 steps in float32: δ₁ is near 1e-26, and the ratio between steps is what it is in float64."""
+    draw = np.random.default_rng(1)
+    x, y = draw.standard_normal((6, 60)), np.arange(6) % 3
+    model = {"kind": "rnn", "hidden": [7], "sequence": [60, 1], "init": {"kind": "orthogonal", "scale": 0.4}}
+    job = spec(inline(x, y), model, "cross_entropy", sgd(FROZEN), {"kind": "vanishing_gradient", "lambda": 1.0})
+    double, single = run(job), run({**job, "dtype": "float32"})
+    assert double.curve("signal/time")[0, 0] < 1e-20
+    assert single.curve("penalty/vanishing_gradient")[0] == pytest.approx(double.curve("penalty/vanishing_gradient")[0], rel=1e-5)
+    assert single.curve("penalty_gradient/norm")[0, 1] == pytest.approx(double.curve("penalty_gradient/norm")[0, 1], rel=1e-4)
+
+
+def test_omega_lengthens_what_comes_back_to_the_first_step():
+    job = spec(
+        {"kind": "temporal_order", "rows": 80, "length": 20}, {"kind": "rnn", "hidden": [10], "init": {"kind": "orthogonal", "scale": 0.8}}, "cross_entropy", sgd(0.02),
+        {"kind": "vanishing_gradient", "lambda": {"values": [0.0, 0.5]}}, batch_size=20, epochs=15, clip={"kind": "global_norm", "max": 1.0},
+    )  # fmt: skip
+    found = run(job)
+    ratios = [found.curve("signal/time", r)[-1, 0] / found.curve("signal/time", r)[-1, -1] for r in range(2)]
+    assert ratios[1] > 5 * ratios[0]
+
+
 # ---------------------------------------------------------------- initial weights
 
 

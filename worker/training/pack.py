@@ -11,7 +11,21 @@ from regtrain.contract.losses import CrossEntropy
 from regtrain.contract.models import Layer, hidden_layers
 from regtrain.contract.optimizers import Optimizer
 from regtrain.contract.ranges import concrete
-from regtrain.contract.regularizers import L2, Box, Dropout, EarlyStopping, ElasticNet, GroupLasso, L2Ball, MaxNorm, Regularizer, SparseGroupLasso, StepPenalty, WeightDecay
+from regtrain.contract.regularizers import (
+    L2,
+    Box,
+    Dropout,
+    EarlyStopping,
+    ElasticNet,
+    GroupLasso,
+    L2Ball,
+    MaxNorm,
+    Regularizer,
+    SparseGroupLasso,
+    StepPenalty,
+    VanishingGradient,
+    WeightDecay,
+)
 from regtrain.contract.runs import Run
 from worker.training import reparametrized
 from worker.training.draws import Masks
@@ -28,6 +42,17 @@ class DropoutAt:
 
     places: dict[str, tuple[int, ...]]
     rate: Tensor
+
+
+@dataclass(frozen=True)
+class Omega:
+    """Pascanu's Ω: the strength of each run (R, 1), and the recurrent matrices on which it acts."""
+
+    index: int
+    name: str
+    lam: Tensor
+    columns: list[slice]
+    tensors: list[str]
 
 
 class Pack:
@@ -76,6 +101,7 @@ class Pack:
         """Whether penalties or constraints act on the weights themselves, behind the optimizer's update."""
         self._of_loss = curvature
         self.step_penalty = self._step_penalty()
+        self.omega = self._omega()
         self.dropouts = [self._dropout(i, r, features) for i, r in enumerate(self.spec.regularizers) if isinstance(r, Dropout)]
         self.early = next((r for r in self.spec.regularizers if isinstance(r, EarlyStopping)), None)
         self.limit = None if self.spec.clip is None else self.stack(lambda s: 0.0 if s.clip is None else concrete(s.clip.max))
@@ -176,6 +202,14 @@ class Pack:
             tensors=[slot.name for slot in slots],
             groups=norms_in(spec, slots, self.device),
         )
+
+    def _omega(self) -> Omega | None:
+        for index, regularizer in enumerate(self.spec.regularizers):
+            if isinstance(regularizer, VanishingGradient):
+                matrices = [s for s in self.layout.weights if s.name.endswith(".recurrent.weight")]
+                lam = self._of(index, lambda r: concrete(r.lam) if isinstance(r, VanishingGradient) else 0.0)
+                return Omega(index, "penalty/vanishing_gradient", lam, [slice(s.start, s.stop) for s in matrices], [s.name for s in matrices])
+        return None
 
     def _step_penalty(self) -> tuple[Tensor, bool] | None:
         for index, regularizer in enumerate(self.spec.regularizers):

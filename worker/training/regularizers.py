@@ -26,6 +26,7 @@ from regtrain.contract.regularizers import (
     SparseGroupLasso,
     StepPenalty,
     UnitNorm,
+    VanishingGradient,
     WeightDecay,
 )
 
@@ -191,7 +192,7 @@ def is_coupled(spec: Regularizer) -> bool:
             return True
         case L1():
             return spec.method == "subgradient"
-        case ElasticNet() | GroupLasso() | SparseGroupLasso() | WeightDecay() | StepPenalty() | Dropout() | EarlyStopping():
+        case ElasticNet() | GroupLasso() | SparseGroupLasso() | WeightDecay() | StepPenalty() | VanishingGradient() | Dropout() | EarlyStopping():
             return False
         case NonNegative() | Box() | L2Ball() | MaxNorm() | UnitNorm():
             return False

@@ -35,7 +35,7 @@ def started(job: Job, first: Run, packs: list[list[int]], *, pack: int, step: in
     return Started(
         runs=len(job.runs), packs=packs, steps=job.steps, steps_per_epoch=job.per_epoch, layers=[layer.name for layer in job.shape], times=times(job.shape), series=_series(job, one),
         pack_steps=_pack_steps(whole, packs),
-        penalised={f"regularizers.{p.index}": p.tensors for p in (*one.penalties, *one.bounds)}, step_order=list(ORDER), environment=environment(job.device),
+        penalised={f"regularizers.{p.index}": p.tensors for p in (*one.penalties, *one.bounds, *([one.omega] if one.omega else []))}, step_order=list(ORDER), environment=environment(job.device),
         warnings=[*_warnings(job, one), *cautions.of_data(whole)], pack=pack, step=step,
     )  # fmt: skip
 
@@ -73,7 +73,7 @@ def of_runs(job: Job, running: Running) -> Iterator[RunFinished]:
     adaptation = running.adapting.told(lambda runs: pack_of(job, runs))
     for r, run in enumerate(pack.runs):
         metrics = {name: float(value[r]) for name, value in (measured | penalties | strengths).items()}
-        if penalties:
+        if penalties and pack.omega is None:  # Ω is known of batches alone
             metrics["objective/train"] = metrics["loss/train"] + sum(float(value[r]) for value in penalties.values())
         slot = running.slots[r]
         died = recorder.died.get(slot)
@@ -117,7 +117,7 @@ def tells_test(job: Job, run: Run) -> bool:
 
 def _series(job: Job, pack: Pack) -> list[str]:
     """The names of all series that this job reports, in the order in which they are shown."""
-    spec, penalised = pack.spec, bool(pack.penalties)
+    spec, penalised = pack.spec, bool(pack.penalties or pack.omega)
     measured = activations.names(job.shape)
     present = {
         "loss/val": len(job.val) > 0,
@@ -133,7 +133,7 @@ def _series(job: Job, pack: Pack) -> list[str]:
         "penalty_gradient/norm": penalised,
         "penalty_gradient/cosine": penalised,
     }
-    penalties = [p.name for p in pack.penalties] + (["penalty/step_penalty"] if pack.step_penalty else [])
+    penalties = [p.name for p in pack.penalties] + ([pack.omega.name] if pack.omega else []) + (["penalty/step_penalty"] if pack.step_penalty else [])
     families = {"penalty/*": penalties, "strength/*": list(Adapting(job, pack).strengths())}
     names: list[str] = []
     for series in SERIES:

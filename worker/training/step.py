@@ -4,6 +4,8 @@ A run that has stopped, or whose loss or gradient is not finite, takes an update
 """
 
 import math
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -23,12 +25,17 @@ from worker.training.optimizers import clipped
 from worker.training.pack import Pack
 from worker.training.regularizers import is_coupled, shortened
 from worker.training.solvers import Objective, lbfgs_step, proximal_step
+from worker.training.vanishing import Vanishing, vanishing
 
 ORDER = (
     "gather", "forward", "loss", "backward", "accumulate", "finite check", "gradient statistics", "coupled penalties", "clip",
     "optimizer direction", "step penalty", "decoupled decay", "update", "prox", "projection", "weight statistics",
 )  # fmt: skip
 """What happens in a step, as it is echoed in the result."""
+
+
+_Term = tuple[str, Tensor, bool, Callable[[], list[Tensor]], list[slice]]
+"""Of a penalty: its series, λR (R,), whether it joins the gradient, λ∇R, and in which columns."""
 
 
 @torch.no_grad()
@@ -38,7 +45,7 @@ def step(pack: Pack, x: Tensor, y: Tensor, *, t: int, lr: Tensor, look: bool = F
     Returns what was measured: (R,) or one (R,) a layer for each series. `alive` says which runs took part, `active` which of them moved.
     """
     preset = pack.spec.diagnostics
-    loss, measured, moments = _backward(pack, x, y, t, look)
+    loss, measured, moments, omega = _backward(pack, x, y, t, look)
     gradient, alive = pack.gradient, pack.alive
     active = alive & torch.isfinite(loss + gradient.sum(1))
     everyone = pack.device.type == "cpu" and bool(active.all())  # on a CPU asking is cheaper than masking
@@ -47,7 +54,7 @@ def step(pack: Pack, x: Tensor, y: Tensor, *, t: int, lr: Tensor, look: bool = F
     measured |= diagnostics.of_identities(preset, pack, moments[0] if pack.spec.budget.accumulate == 1 else None)
     for of_part in moments:
         _average(pack, of_part, active)
-    gradient = _with_penalties(pack, gradient, loss, measured)
+    gradient = _with_penalties(pack, gradient, loss, omega, measured)
     if pack.spec.clip is not None and pack.limit is not None:
         gradient, changed = clipped(pack.spec.clip, gradient, pack.limit)
         measured |= {"gradient/clipped": changed} if includes(preset, "light") else {}
@@ -64,8 +71,8 @@ def step(pack: Pack, x: Tensor, y: Tensor, *, t: int, lr: Tensor, look: bool = F
     return measured
 
 
-def _backward(pack: Pack, x: Tensor, y: Tensor, t: int, look: bool) -> tuple[Tensor, Measured, list[Moments]]:
-    """Mean loss of each run (R,), its gradient into `pack.gradient`, the signals of the whole batch, and batch norm's moments of each micro-batch."""
+def _backward(pack: Pack, x: Tensor, y: Tensor, t: int, look: bool) -> tuple[Tensor, Measured, list[Moments], Vanishing | None]:
+    """Mean loss of each run (R,), its gradient into `pack.gradient`, the signals of the whole batch, batch norm's moments of each micro-batch, and Ω."""
     rows, spec = y.shape[-1], pack.spec
     reparametrized.iterate(pack.shape, pack.net.tensors, pack.net.buffers, pack.alive)
     kept = pack.kept(t, rows)
@@ -74,9 +81,14 @@ def _backward(pack: Pack, x: Tensor, y: Tensor, t: int, look: bool) -> tuple[Ten
         trace = forward(pack.net, x, kept=kept)
         loss, slope = averaged(*loss_of(spec.loss, trace.outputs, y, smoothing=pack.smoothing, weights=pack.class_weights), whole)
         deltas = backward(pack.net, trace, slope, add=False)
-        return loss, _signals(pack, [trace.layers], [deltas], look), [trace.moments]
+        return loss, _signals(pack, [trace.layers], [deltas], look), [trace.moments], _omega(pack, [trace.layers], [deltas], rows)
     parts = [_micro(pack, x, y, kept, slice(first, first + size), whole) for first in range(0, rows, size)]
-    return torch.stack([p[0] for p in parts]).sum(0), _signals(pack, [p[1] for p in parts], [p[2] for p in parts], look), [p[3] for p in parts]
+    layers, back = [p[1] for p in parts], [p[2] for p in parts]
+    return torch.stack([p[0] for p in parts]).sum(0), _signals(pack, layers, back, look), [p[3] for p in parts], _omega(pack, layers, back, rows)
+
+
+def _omega(pack: Pack, layers: list[list[Passed]], deltas: list[list[Tensor]], rows: int) -> Vanishing | None:
+    return None if pack.omega is None else vanishing(pack.net, layers, deltas, lam=pack.omega.lam, rows=rows)
 
 
 def _signals(pack: Pack, layers: list[list[Passed]], deltas: list[list[Tensor]], look: bool) -> Measured:
@@ -116,29 +128,31 @@ def _average(pack: Pack, moments: Moments, active: Tensor) -> None:
                 running.copy_(torch.where(active.unsqueeze(1), running.lerp(batch, layer.normalization.momentum), running))
 
 
-def _with_penalties(pack: Pack, gradient: Tensor, loss: Tensor, measured: Measured) -> Tensor:
+def _with_penalties(pack: Pack, gradient: Tensor, loss: Tensor, omega: Vanishing | None, measured: Measured) -> Tensor:
     """The ledger of every penalty, and the gradient with λ∇R of the coupled ones, analytic, at the weights of the loss."""
-    if not pack.penalties:
+    terms: list[_Term] = [(p.name, p.value(pack.flat), is_coupled(p.spec), partial(p.gradients, pack.flat), p.columns) for p in pack.penalties]
+    if omega is not None and pack.omega is not None:
+        terms.append((pack.omega.name, omega.value, True, lambda: omega.gradients, pack.omega.columns))
+    if not terms:
         return gradient
     watch = includes(pack.spec.diagnostics, "standard")
     objective, added, total = loss, gradient, None
-    for p in pack.penalties:
-        measured[p.name] = value = p.value(pack.flat)
+    for name, value, coupled, gradients, columns in terms:
+        measured[name] = value
         objective = objective + value
-        coupled = is_coupled(p.spec)
         if not (coupled or watch):
             continue
-        own = p.gradients(pack.flat)
+        own = gradients()
         if coupled:
             added = gradient.clone() if added is gradient else added
-            _add(added, own, p.columns)
-        if watch and p.columns == [slice(0, pack.other_start)] and total is None:
+            _add(added, own, columns)
+        if watch and columns == [slice(0, pack.other_start)] and total is None:
             total = own[0]
         elif watch:
             everything = torch.zeros_like(gradient)
             if total is not None:
                 everything[:, : total.shape[1]] = total
-            total = _add(everything, own, p.columns)
+            total = _add(everything, own, columns)
     measured["objective/train"] = objective
     if total is not None:
         measured |= diagnostics.of_penalties(pack.spec.diagnostics, pack, total)

@@ -575,7 +575,7 @@ def test_a_diverged_run_keeps_its_last_finite_weights_and_averages():
 
 
 def test_a_job_of_which_every_run_diverges_says_so():
-    with pytest.raises(Diverged, match=r"lower optimizer.lr"):
+    with pytest.raises(Diverged, match=r"Lower optimizer.lr"):
         run({**exploding(1e30), "optimizer": sgd(1e30), "dtype": "float32"})
 
 

@@ -28,16 +28,22 @@ class Feed:
 
     def batch(self, t: int) -> tuple[Tensor, Tensor]:
         """The rows of update t: (B, features) and (B,) where all runs share their order, else with a run axis."""
-        train, size = self.job.train, self.job.batch
-        epoch, position = divmod(t, self.job.per_epoch)
-        if size == len(train):
-            return train.x, train.y  # the order of a full batch does not matter
-        if epoch != self._epoch or self._order is None:
-            self._epoch, self._order = epoch, self._order_of(epoch)
-        rows = self._order[..., position * size : (position + 1) * size]
+        train, rows = self.job.train, self.rows(t)
+        if rows is None:
+            return train.x, train.y
         if rows.dim() == 1:  # four times as fast as indexing
             return train.x.index_select(0, rows), train.y.index_select(0, rows)
         return train.x[rows], train.y[rows]
+
+    def rows(self, t: int) -> Tensor | None:
+        """Which training rows update t sees: (B,) where all runs share their order, else (R, B); None for all of them, whose order does not matter."""
+        size = self.job.batch
+        epoch, position = divmod(t, self.job.per_epoch)
+        if size == len(self.job.train):
+            return None
+        if epoch != self._epoch or self._order is None:
+            self._epoch, self._order = epoch, self._order_of(epoch)
+        return self._order[..., position * size : (position + 1) * size]
 
     def rates(self, t: int) -> tuple[NDArray[np.float64], Tensor]:
         """The learning rates of update t, on the host (R,) and on the device (R, 1)."""

@@ -165,4 +165,4 @@ def _coefficients(job: Job, spec: JobSpec, tensors: Any, r: int) -> dict[str, An
 
 def _named(job: Job, died: dict[str, Any] | None) -> dict[str, Any] | None:
     """Where a run died, its layer by name."""
-    return died and {**died, **({"layer": job.shape[died["layer"]].name} if "layer" in died else {})}
+    return died and {**died, **({"layer": job.shape[died["layer"]].name} if isinstance(died.get("layer"), int) else {})}

@@ -20,6 +20,7 @@ from worker.training.checkpoints import save
 from worker.training.device import environment
 from worker.training.evaluate import evaluate
 from worker.training.feed import Feed
+from worker.training.flight import replayed
 from worker.training.initial import unit_variance
 from worker.training.pack import Pack
 from worker.training.points import Recorder
@@ -106,7 +107,15 @@ class Running:
         if len(self.places) < len(self.runs):
             self._take(self._gathered(), list(range(len(self.runs))))
         self.recorder.settle(self.pack.alive.cpu().numpy(), self.slots, self.done)
+        for slot, died in self.recorder.died.items():
+            if found := self._replayed(self._slots.index(slot), died["step"]):
+                self.recorder.died[slot] = {"step": died["step"], "series": died["series"], **found}
         self.best.restore(self.pack)
+
+    def _replayed(self, place: int, t: int) -> dict[str, Any]:
+        """What went wrong in the update that a run did not take: its weights are those from before it."""
+        begin = self.pack.flat[place : place + 1], self.pack.buffers[place : place + 1]
+        return replayed(self.job, self.runs[place], t, lambda run: pack_of(self.job, [run], begin=begin))
 
     def checkpoint(self, *, final: bool) -> Checkpointed:
         """Writes everything that is needed to go on bit for bit. The points up to here have been reported."""

@@ -61,7 +61,8 @@ def train(
         search.end(runs)
     if found.failed:
         first = min(found.runs.values(), key=lambda run: run.steps)
-        raise Diverged(f"every run became non-finite, the first (run {first.run}) at step {first.steps}: lower optimizer.lr, or set a clip")
+        how = f": {first.first_nonfinite['in_words']}" if first.first_nonfinite and "in_words" in first.first_nonfinite else ""
+        raise Diverged(f"every run became non-finite, the first (run {first.run}) at step {first.steps}{how}. Lower optimizer.lr, or set a clip")
     yield from found.tested()
     yield found.finished()
 

@@ -159,6 +159,26 @@ def test_curves_and_gradients_have_the_documented_shape(house: House) -> None:
     assert (one["layers"], one["series"][0]["x"], np.shape(one["series"][0]["y"])) == (["head"], [10, 11, 12], (3, 1))
 
 
+def test_how_far_back_a_recurrent_net_is_told_what_to_change(house: House) -> None:
+    """The gradient at each time step, once an epoch, beside what Ω costs: the file has the tensors by the names that the reference gives."""
+    spec = {
+        **NET, "dataset": {"kind": "temporal_order", "rows": 60, "length": 12}, "model": {"kind": "rnn", "hidden": [6, 5]},
+        "regularizers": [{"kind": "vanishing_gradient", "lambda": 0.1}], "clip": {"kind": "global_norm", "max": 1.0}, "budget": {"epochs": 3, "batch_size": 20},
+    }  # fmt: skip
+    job = house.trained(spec)["id"]
+    found = house.http.get(f"/v1/jobs/{job}/gradients", params={"series": "signal/time"}).json()
+    assert found["layers"] == [f"layers.{layer}.t{step}" for layer in range(2) for step in range(1, 13)]
+    assert found["series"][0]["x"] == [0, 3, 6]
+    assert np.array(found["series"][0]["y"], float).shape == (3, 24)
+    last = house.http.get(f"/v1/jobs/{job}/gradients", params={"series": "signal/time", "layers": "layers.1.t12", "format": "csv"}).text.splitlines()
+    assert len(last) == 4
+    layers = house.http.get(f"/v1/jobs/{job}/gradients", params={"series": "weight/norm"}).json()["layers"]
+    assert layers == ["layers.0.input", "layers.0.recurrent", "layers.1.input", "layers.1.recurrent", "head"]
+    assert house.http.get(f"/v1/jobs/{job}/curves", params={"series": "penalty/vanishing_gradient"}).json()["series"][0]["y"][0] > 0
+    model = load(house.http.get(f"/v1/jobs/{job}/model").content)
+    assert model["layers.1.recurrent.weight"].shape == (1, 5, 5)
+
+
 def test_a_long_curve_comes_in_buckets_that_lose_nothing(house: House) -> None:
     job = house.trained({**LINEAR, "budget": {"epochs": 3000, "batch_size": "all"}, "diagnostics": "off"})["id"]
     exact = np.array(list(house.curve(job, "loss/train").values()))

@@ -15,7 +15,7 @@ from ulid import ULID
 import regtrain
 from regtrain.store import jobs, nudge
 from regtrain.store.database import Database, open_database
-from service import catalog, curves, datasets, gradients, health, lam, plan, problems, runs, workers
+from service import catalog, curves, datasets, gradients, health, lam, plan, problems, runs, selftest, workers
 from service import jobs as job_routes
 from service.guard import Guard
 from service.requests import known_parameters
@@ -24,7 +24,7 @@ from service.waiting import Glance, Poller
 
 PARSERS = 2
 """Uploads that are read at the same time."""
-ROOMS = (job_routes, runs, curves, gradients, datasets, plan, lam, catalog, workers, health)
+ROOMS = (job_routes, runs, curves, gradients, datasets, plan, lam, catalog, workers, selftest, health)
 DESCRIPTION = """Regularized training as a service: what a method does to every layer's gradient, measured.
 
 Submit a spec to `/v1/jobs`, wait at `/v1/jobs/{id}?wait=60`, read `/v1/jobs/{id}/curves` and `/gradients` (add `?format=text` in a terminal).
@@ -66,6 +66,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     loop, database = asyncio.get_running_loop(), app.state.database
     poller = Poller(lambda ids: look(database, ids))
     app.state.poller, app.state.parsing = poller, asyncio.Semaphore(PARSERS)
+    app.state.measuring, app.state.measured = asyncio.Lock(), None
     app.state.nudge = lambda: loop.call_soon_threadsafe(poller.nudge)
     app.state.stop = lambda: loop.call_soon_threadsafe(poller.close)
     with nudge.listening(database.data, f"service_{ULID()}", "services") as taps:

@@ -1,4 +1,6 @@
-"""`python -P -m worker`: claims jobs and trains them until it is told to stop. `python -P -m worker run FILE`: trains one spec, alone."""
+"""`python -P -m worker`: claims jobs and trains them until it is told to stop. `python -P -m worker run FILE`: trains one spec, alone.
+`python -P -m worker selftest`: measures on this machine what gradients obey exactly.
+"""
 
 import argparse
 import sys
@@ -7,7 +9,13 @@ from pathlib import Path
 
 def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
-    return _run(arguments[1:]) if arguments[:1] == ["run"] else _work(arguments)
+    match arguments[:1]:
+        case ["run"]:
+            return _run(arguments[1:])
+        case ["selftest"]:
+            return _selftest(arguments[1:])
+        case _:
+            return _work(arguments)
 
 
 def _run(arguments: list[str]) -> int:
@@ -24,6 +32,20 @@ def _run(arguments: list[str]) -> int:
 
         return run(options.file, device=options.device, threads=options.threads, data=options.data, out=options.out, arrays=options.arrays)
     except KeyboardInterrupt:  # during the imports
+        return 130
+
+
+def _selftest(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="worker selftest", description="Measure on this machine what gradients obey exactly; exit with 1 where something does not hold.")
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
+    parser.add_argument("--threads", type=int, help="threads of the arithmetic on the CPU")
+    options = parser.parse_args(arguments)
+    try:
+        from worker.selftest import selftest
+
+        return selftest(device=options.device, threads=options.threads, as_json=options.json)
+    except KeyboardInterrupt:
         return 130
 
 

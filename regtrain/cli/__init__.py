@@ -94,6 +94,12 @@ def run(context: typer.Context) -> None:
     _become("worker", ["run", *context.args])
 
 
+@app.command(context_settings=PASS_ON, add_help_option=False)
+def selftest(context: typer.Context) -> None:
+    """Measure on this machine what gradients obey exactly: `python -P -m worker selftest`."""
+    _become("worker", ["selftest", *context.args])
+
+
 @app.command()
 def plan(
     file: Annotated[str, typer.Argument(metavar="FILE", help="A job spec as JSON; - reads standard input.")],

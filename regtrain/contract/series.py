@@ -63,6 +63,7 @@ SERIES: tuple[Series, ...] = (
     Series("activation/saturated", "", "share", "per_layer", "linear", "lower", "sigmoid, tanh, softsign: share of the layer's activations where |φ′| is below 1 % of its maximum: |z| > 5.99, 2.99, 9", "full"),
     Series("identity/weight_product", "⟨W_l, ∇W_l⟩", "loss", "per_layer", "linear", "none", "equal in all layers of a bias-free homogeneous net; 0 in front of batch norm with ε = 0", "full"),
     Series("identity/bias_product", "⟨b_l, ∇b_l⟩", "loss", "per_layer", "linear", "none", "what a bias adds to the same product", "full"),
+    Series("identity/excess", "", "rounding bounds", "per_layer", "log", "lower", "how far the exact laws that hold in this layer are missed, in units of what rounding explains: beyond 1 the way back is wrong, or the machine", "full"),
     Series("identity/class_sum", "max |Σ_c g_c|", "loss/weight", "scalar", "log", "none", "softmax cross-entropy: the head's gradient summed over classes, 0 up to rounding", "full"),
     Series("identity/batch_norm", "max |⟨w_i,∇w_i⟩ − ε/(var_i+ε)·γ_i∇γ_i|", "loss", "per_layer", "log", "none", "scale invariance of units in front of batch norm, 0 up to rounding for any ε", "full"),
 )  # fmt: skip

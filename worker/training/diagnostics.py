@@ -15,7 +15,7 @@ from torch import Tensor
 
 from regtrain.contract.diagnostics import Diagnostics, includes
 from regtrain.contract.models import BatchNorm, Layer
-from worker.training import activations
+from worker.training import activations, laws
 from worker.training.models import Moments, by_run
 from worker.training.pack import Pack
 
@@ -113,6 +113,9 @@ def finish(pack: Pack, values: dict[str, NDArray[Any]], rows: NDArray[np.int64],
 
     An update ratio is infinite for a layer that was zero and moved, 0 if it did not move; a cosine is 0 where one side is 0.
     """
+    if laws.HEAD in values:
+        values[laws.EXCESS] = laws.excess(pack, values)
+        del values[laws.HEAD]
     norms = values.get("gradient/norm")
     if norms is not None:
         rest = values.get("gradient/total", np.zeros(norms.shape[:2]))

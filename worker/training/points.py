@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from regtrain.contract.events import Points
+from worker.training import laws
 from worker.training.diagnostics import Measured, finish
 from worker.training.pack import Pack
 
@@ -31,6 +32,8 @@ class Recorder:
     """Place of a run → where it first met a number that is not finite."""
     ended: dict[int, int] = field(default_factory=dict)
     """Place of a run → updates that it made before it stopped ahead of its budget."""
+    broken: str | None = None
+    """Where a law of gradients was first seen not to hold."""
     _steps: list[int] = field(default_factory=list)
     _rows: list[int] = field(default_factory=list)
     _rates: list[NDArray[np.float64]] = field(default_factory=list)
@@ -95,6 +98,9 @@ class Recorder:
                 points.values[name] = self._spread(value.astype(dtype, copy=False), places, axis=1)
             at = slice(None) if len(value) == len(steps) else looked
             points.steps[name], points.counts[name] = steps[at], self._spread(alive[at].sum(0, dtype=np.int64), places, axis=0)
+        if laws.EXCESS in values and self.broken is None and (at_fault := laws.broken(values[laws.EXCESS], active)) is not None:
+            row, run, layer = at_fault
+            self.broken = f"{pack.shape[layer].name} at step {steps[row]} of run {pack.runs[run].index}: {values[laws.EXCESS][row, run, layer]:.3g} times what rounding explains"
         self._notice_ends(steps, alive, active, places, points.values, stop=pack.spec.on_nonfinite == "stop")
 
     def _sparse(self, points: Points, places: list[int]) -> None:

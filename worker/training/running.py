@@ -11,7 +11,7 @@ from torch import Tensor
 
 from regtrain.contract.datasets import feature_names
 from regtrain.contract.diagnostics import includes
-from regtrain.contract.events import Checkpointed, Points
+from regtrain.contract.events import Checkpointed, Log, Points
 from regtrain.contract.models import Lsuv
 from regtrain.contract.ranges import concrete
 from regtrain.contract.runs import Run
@@ -85,14 +85,17 @@ class Running:
             if metrics:
                 self.recorder.add_after(self.done, metrics, alive)
 
-    def report(self) -> Iterator[Points]:
-        """The points since the last report, if there are any."""
+    def report(self) -> Iterator[Points | Log]:
+        """The points since the last report, if there are any, and once a warning where they break a law of gradients."""
+        sound = self.recorder.broken is None
         with self.spending("report"):
             points = self.recorder.report(self.pack, self.slots, self.done)
         if points is not None:
             yield points
+        if sound and self.recorder.broken is not None:
+            yield Log("warning", f"a law of gradients does not hold in {self.recorder.broken}; a wrong gradient or a failing device: run `regtrain selftest` there")
 
-    def compact(self) -> Iterator[Points]:
+    def compact(self) -> Iterator[Points | Log]:
         """At fixed steps: when at most half of the pack is alive, go on with those alone."""
         if self.done % COMPACT or self.pack.size == 1:
             return

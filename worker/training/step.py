@@ -14,7 +14,7 @@ from regtrain.contract.diagnostics import includes
 from regtrain.contract.models import BatchNorm
 from regtrain.contract.optimizers import Lbfgs, Proximal
 from regtrain.contract.regularizers import WeightDecay
-from worker.training import diagnostics, reparametrized
+from worker.training import diagnostics, laws, reparametrized
 from worker.training.activations import of_activations
 from worker.training.diagnostics import Measured
 from worker.training.losses import averaged
@@ -99,6 +99,8 @@ def _signals(pack: Pack, layers: list[list[Passed]], deltas: list[list[Tensor]],
     signals = [_whole([part[layer].signal for part in layers]) for layer in every]
     whole = [_whole([part[layer] for part in deltas]) for layer in every]
     measured = diagnostics.of_signals(preset, signals, whole, pack.size) | of_activations(preset, pack, layers)
+    if includes(preset, "full"):
+        measured[laws.HEAD] = diagnostics.norm(_whole([part[-1].input for part in layers]))
     return measured | (diagnostics.of_time(preset, pack.shape, whole) if look else {})
 
 

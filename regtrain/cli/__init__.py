@@ -94,10 +94,10 @@ def run(context: typer.Context) -> None:
     _become("worker", ["run", *context.args])
 
 
-@app.command(context_settings=PASS_ON, add_help_option=False)
-def selftest(context: typer.Context) -> None:
-    """Measure on this machine what gradients obey exactly: `python -P -m worker selftest`."""
-    _become("worker", ["selftest", *context.args])
+@app.command()
+def selftest(device: Device = "auto", as_json: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False) -> None:
+    """Measure on this machine what gradients obey exactly; exits with 1 where something does not hold."""
+    _become("worker", ["selftest", "--device", device, *(["--json"] if as_json else [])])
 
 
 @app.command()

@@ -328,7 +328,7 @@ def test_a_run_alone_reads_what_it_reads_in_a_pack(model, regularizers):
     together = trained(model, *regularizers, optimizer=sgd({"values": [0.01, 0.05]}), selection={}, **how)
     for r, lr in enumerate((0.01, 0.05)):
         alone = trained(model, *regularizers, optimizer=sgd(lr), selection={}, **how)
-        for series in alone.curves:
+        for series in alone.curves.keys() - {"identity/excess"}:  # rounding itself, in units of rounding
             np.testing.assert_allclose(together.curve(series, r), alone.curve(series), rtol=1e-8, atol=1e-13, err_msg=series)
 
 

@@ -39,6 +39,7 @@ SOUND: dict[str, dict[str, Any]] = {
     "residual": {"model": {"kind": "mlp", "hidden": [18, 18], "residual": True}},
     "recurrent": {"model": {"kind": "rnn", "cell": "relu", "hidden": [6], "sequence": [9, 2]}},
     "linear": {"model": {"kind": "linear"}},
+    **{f"{norm} norm of weights": {"model": {"kind": "mlp", "hidden": [32, 16], "reparametrization": {"kind": f"{norm}_norm"}, "normalization": {"kind": "batch"}}} for norm in ("weight", "spectral")},
     "micro-batches and dropout": {"model": {"kind": "mlp", "hidden": [32, 16]}, "accumulate": 3, "regularizers": [{"kind": "dropout", "rate": 0.4}, {"kind": "l1", "lambda": 0.01}]},
     "one row at a time": {"model": {"kind": "mlp", "hidden": [32, 16]}, "batch_size": 1, "epochs": 3, "optimizer": sgd(0.001)},
     "an orthogonal start": {"model": {"kind": "mlp", "hidden": [32, 16], "init": {"kind": "orthogonal"}}, "clip": {"kind": "value", "max": 0.01}},

@@ -3,7 +3,7 @@
 from typing import Literal
 
 Diagnostics = Literal["off", "light", "standard", "full"]
-"""`off`: losses and metrics. `light`: and gradient norms. `standard`: and signals, weights, updates, penalty ledger. `full`: and the inner products of the exact identities."""
+"""`off`: losses and metrics. `light`: and gradient norms. `standard`: and signals, weights, updates, penalty ledger. `full`: and activations, the exact identities with their watch, and about every 256 updates curvature, noise scale, expected decrease and histograms."""
 
 ORDER: tuple[Diagnostics, ...] = ("off", "light", "standard", "full")
 

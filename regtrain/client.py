@@ -150,6 +150,10 @@ class Client:
         """The runs of a job, page by page: `sort`, `limit`."""
         return self._pages(f"/v1/jobs/{job}/runs", "runs", query)
 
+    def path(self, job: str) -> dict[str, Any]:
+        """The regularization path: score ± standard error, zeros, features and coefficients of every λ, the strongest first, and what each rule takes."""
+        return self._json("GET", f"/v1/jobs/{job}/path")
+
     def curves(self, job: str, *, series: Sequence[str] = (), **query: Any) -> dict[str, Any]:
         """Loss, objective, penalties and metrics: `runs`, `from`, `to`, `points`, `x`, and `over="seeds"` for mean, min, max and standard error over seeds."""
         return self._json("GET", f"/v1/jobs/{job}/curves", params=_with_series(query, series))
@@ -159,8 +163,8 @@ class Client:
         return self._json("GET", f"/v1/jobs/{job}/gradients", params=_with_series(query, series))
 
     def text(self, path: str, **query: Any) -> str:
-        """The readable face of a resource: a table with a small chart."""
-        return self._send("GET", path, params={**query, "format": "text"}).text
+        """The readable face of a resource: a table with a small chart; another one by `format`."""
+        return self._send("GET", path, params={"format": "text", **query}).text
 
     def upload(self, file: Path, *, target: str | None = None, groups: str | None = None, name: str | None = None) -> dict[str, Any]:
         """Uploads a CSV or NPZ file as a dataset; its `id` goes into a spec as {"kind": "upload", "id": …}.

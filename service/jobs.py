@@ -271,7 +271,7 @@ def summary(job: Any) -> dict[str, Any]:
         "created_at": moment(job.created_at),
         "started_at": moment(job.started_at),
         "finished_at": moment(job.finished_at),
-        "links": {"self": own, **{name: f"{own}/{name}" for name in ("curves", "gradients", "runs", "model")}},
+        "links": {"self": own, **{name: f"{own}/{name}" for name in ("curves", "gradients", "runs", "path", "model")}},
     }
 
 

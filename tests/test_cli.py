@@ -219,6 +219,21 @@ def test_the_client_raises_the_words_of_the_contract(client: Client, finished: s
         nobody.job(finished)
 
 
+def test_the_path_in_a_terminal_as_json_and_as_a_table(running: Up, client: Client, finished: str) -> None:
+    shown = regtrain("path", finished, "--url", running.url)
+    assert shown.returncode == 0, shown.stderr
+    assert "by regularizers.0.lambda, the strongest first" in shown.stdout
+    assert [line.split()[0] for line in shown.stdout.splitlines()[5:10]] == ["20", "2", "1", "0.2", "0"]
+    found = json.loads(regtrain("path", finished, "--json", "--url", running.url).stdout)
+    assert found == client.path(finished)
+    assert [entry["strength"] for entry in found["paths"][0]["entries"]] == [20, 2, 1, 0.2, 0]
+    assert regtrain("path", finished, "--format", "csv", "--url", running.url).stdout.startswith("place,")
+    wrong = regtrain("path", finished, "--format", "png", "--url", running.url)
+    assert wrong.returncode == 2
+    assert "format" in wrong.stderr
+    assert regtrain("path", "job_0", "--url", running.url).returncode == 1
+
+
 def test_the_client_reads_runs_curves_gradients_and_words(client: Client, finished: str) -> None:
     values = [run["values"]["regularizers.0.lambda"] for run in client.runs(finished, limit=2)]
     assert values == [0, 0.2, 1, 2, 20]

@@ -168,6 +168,20 @@ def gradients(
     _face(url, job, "gradients", series=series, runs=runs, over=over)
 
 
+@app.command()
+def path(
+    job: JobId,
+    format: Annotated[str, typer.Option(help="text, json, jsonl or csv.")] = "text",
+    as_json: Annotated[bool, typer.Option("--json", help="The whole answer as JSON.")] = False,
+    url: Url = "",
+) -> None:
+    """Show a job's regularization path: score, zeros and features from the strongest λ down, and what each rule takes."""
+    if not as_json:
+        return _face(url, job, "path", format=format)
+    with _client(url) as client:
+        out.print_json(data=client.path(job))
+
+
 @app.command(name="list")
 def list_(
     state: Annotated[str, typer.Option(help="queued, running, succeeded, failed, cancelled.", show_default=False)] = "",

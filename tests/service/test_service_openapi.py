@@ -55,6 +55,7 @@ def test_the_document_is_openapi_3_1_and_every_operation_is_explained(document: 
         "post /v1/jobs/{id}/cancel",
         "post /v1/jobs/{id}/retry",
         "get /v1/jobs/{id}/runs",
+        "get /v1/jobs/{id}/path",
         "get /v1/jobs/{id}/curves",
         "get /v1/jobs/{id}/gradients",
         "get /v1/jobs/{id}/model",

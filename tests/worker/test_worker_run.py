@@ -50,8 +50,9 @@ def test_prints_events_with_nothing_but_torch_numpy_and_pydantic() -> None:
     done = _run(code=BARE)
     assert (done.returncode, done.stderr) == (0, "")
     events = [_strict(text) for text in done.stdout.splitlines()]
-    started, *points, finished, ended = events
-    assert (started["event"], {p["event"] for p in points}, finished["event"], ended["event"]) == ("Started", {"Points"}, "RunFinished", "Finished")
+    started, begun, *points, finished, ended = events
+    assert (started["event"], begun["event"], finished["event"], ended["event"]) == ("Started", "PackBegun", "RunFinished", "Finished")
+    assert {p["event"] for p in points} == {"Points"}
     assert sum(p["points"]["loss/train"] for p in points) == 5
     assert finished["metrics"]["loss/train"] == pytest.approx(points[-1]["latest"]["loss/train"][0], rel=0.5)
     assert ended["path"] == ""

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import replace
 
-from regtrain.contract import adapting, grouping
+from regtrain.contract import adapting, grouping, searching
 from regtrain.contract.datasets import Facts, Mnist, counts, feature_names
 from regtrain.contract.errors import Problem, SpecRefused, Warned
 from regtrain.contract.job import JobSpec, batch_size, steps, steps_per_epoch
@@ -25,7 +25,7 @@ from regtrain.contract.models import (
     parameters,
 )
 from regtrain.contract.optimizers import Adam, Lbfgs, Proximal, Sgd, Step
-from regtrain.contract.ranges import Adapt, Path, Suggest, ends_of
+from regtrain.contract.ranges import ends_of
 from regtrain.contract.regularizers import (
     L1,
     L2,
@@ -44,7 +44,7 @@ from regtrain.contract.regularizers import (
     VanishingGradient,
     WeightDecay,
 )
-from regtrain.contract.runs import MOST_RUNS, count, expand, provisional, ranges, warm_axis
+from regtrain.contract.runs import MOST_RUNS, count, expand, provisional, ranges
 from regtrain.contract.selection import strength
 from regtrain.contract.theory import warning
 from regtrain.contract.variants import spec_of, specs_of
@@ -65,7 +65,7 @@ def check(spec: JobSpec, facts: Facts) -> list[Warned]:
     for place, variant in enumerate(spec.variants):
         own = spec_of(spec, variant)
         found += [replace(problem, path=f"variants.{place}.set.{problem.path}") for problem in _refusals(own, facts)]
-    if found or (found := [*_variants(spec), *_limits(spec, facts)]):
+    if found or (found := [*searching.of_variants(spec), *_limits(spec, facts)]):
         raise SpecRefused(found)
     return list(dict.fromkeys(warning for _, variant in specs_of(spec) for warning in _warnings(variant, facts)))
 
@@ -109,7 +109,7 @@ def _refusals(spec: JobSpec, facts: Facts) -> Iterator[Problem]:
     yield from _solver(spec, facts)
     yield from adapting.refusals(spec, shape)
     yield from _selection(spec, facts)
-    yield from _ranges(spec, facts)
+    yield from searching.refusals(spec, facts)
     if isinstance(spec.optimizer, Sgd) and spec.optimizer.nesterov and ends_of(spec.optimizer.momentum)[0] == 0:
         yield Problem("optimizer.nesterov", "Nesterov looks ahead along the momentum, and the momentum is 0", "set optimizer.momentum above 0, such as 0.9")
 
@@ -200,55 +200,6 @@ def _selection(spec: JobSpec, facts: Facts) -> Iterator[Problem]:
             )
         if selection.repetitions < 2:
             yield Problem("selection.rule", "one run of each value has no standard error", "set selection.folds, such as 5, or selection.seeds")
-
-
-WITH_KINK = (L1, ElasticNet, GroupLasso, SparseGroupLasso)
-"""Penalties that set all weights of a linear model to zero at a finite strength: those with a λ_max."""
-
-
-def _ranges(spec: JobSpec, facts: Facts) -> Iterator[Problem]:
-    """Ranges whose values are found by training: where they may stand, and what they need."""
-    found, selection = list(ranges(spec)), spec.selection
-    suggested = [path for path, r in found if isinstance(r, Suggest)]
-    measured = selection.folds is not None or spec.dataset.validation > 0
-    for path, r in found:
-        if isinstance(r, Path):
-            yield from _path(spec, path)
-        if suggested and not isinstance(r, Suggest | Adapt):
-            yield Problem(path, f"a grid and a search do not go together: {suggested[0]} is suggested", "suggest this number too, or give all of them as values")
-    for path in [path for path, r in found if isinstance(r, Path)][1:]:
-        yield Problem(path, "a job has one path", "give the other strengths as values")
-    if suggested and selection.trials is None:
-        yield Problem("selection.trials", f"{suggested[0]} is suggested, and it is not said how often", "set selection.trials, such as 50")
-    if suggested and not measured:
-        yield Problem("selection", "a search needs validation rows to learn from", "set dataset.validation, such as 0.2, or selection.folds")
-    if selection.trials is not None and not suggested:
-        yield Problem("selection.trials", "nothing is suggested", 'put {"suggest": [low, high]} in place of a number, or leave trials out')
-    if selection.warm_start and warm_axis(spec) is None:
-        reason = "a warm start goes from the strongest to the weakest of one searched strength, and there is not exactly one"
-        yield Problem("selection.warm_start", reason, "put a range in place of one lambda or rate")
-    if selection.outer is not None and selection.folds is None:
-        yield Problem("selection.outer", "outer folds repeat a choice that is made by inner ones", "set selection.folds, such as 5")
-    elif selection.outer is not None and grouping.smallest_outer(spec, facts) < (selection.folds or 0):
-        what = "groups" if selection.grouped else "rows"
-        yield Problem("selection.outer", f"beside an outer fold too few {what} are left for {selection.folds} inner folds", "use fewer folds")
-
-
-def _path(spec: JobSpec, path: str) -> Iterator[Problem]:
-    parts = path.split(".")
-    regularizer: object = spec.regularizers[int(parts[1])] if parts[0] == "regularizers" and parts[-1] == "lambda" else None
-    if not isinstance(regularizer, WITH_KINK):
-        yield Problem(path, "a path begins at λ_max, which l1, elastic_net, group_lasso and sparse_group_lasso have", 'use {"log": [low, high], "points": n}')
-    elif not isinstance(spec.model, LinearModel):
-        yield Problem(path, "λ_max is known for linear models alone", 'use {"log": [low, high], "points": n}, with "warm_start": true in selection if you like')
-    elif regularizer.on == "all":
-        yield Problem(f"{path.removesuffix('lambda')}on", "with a penalised bias λ_max is not where all weights are zero", 'use "on": "weights"')
-    elif isinstance(regularizer, ElasticNet) and ends_of(regularizer.l1_ratio)[0] == 0:
-        yield Problem(f"{path.removesuffix('lambda')}l1_ratio", "without a share of L1 no λ sets all weights to zero", "use an l1_ratio above 0, or another range")
-    elif any(isinstance(r, Dropout) for r in spec.regularizers):
-        yield Problem(path, "dropout changes the objective at every step: λ_max is not known", 'use {"log": [low, high], "points": n}')
-    elif sum(isinstance(r, WITH_KINK) for r in spec.regularizers) > 1:
-        yield Problem(path, "another penalty also sets weights to zero: λ_max of one alone is not known", 'use {"log": [low, high], "points": n}')
 
 
 def _regularizers(spec: JobSpec, shape: list[Layer]) -> Iterator[Problem]:
@@ -374,18 +325,6 @@ def _layer_names(on: str | tuple[str, ...], names: list[str], path: str) -> Iter
         for place, name in enumerate(on):
             if name not in names:
                 yield Problem(f"{path}.on.{place}", f"the model has no layer {name!r} to act on", "one of " + ", ".join(names[:20]))
-
-
-def _variants(spec: JobSpec) -> Iterator[Problem]:
-    """What is known of variants together."""
-    losses = {variant.loss.kind for _, variant in specs_of(spec)}
-    if spec.variants and len({str(variant.loss) for _, variant in specs_of(spec)}) > 1 and spec.selection.metric == "loss/val" and _compares(spec):
-        told = " and ".join(sorted(losses)) if len(losses) > 1 else "losses of different settings"
-        yield Problem("selection.metric", f"the variants have {told}, whose values cannot be compared", 'use "metric": "accuracy/val", or keep the loss')
-
-
-def _compares(spec: JobSpec) -> bool:
-    return spec.dataset.validation > 0 or spec.selection.folds is not None
 
 
 def _limits(spec: JobSpec, facts: Facts) -> Iterator[Problem]:

@@ -4,8 +4,9 @@ import os
 import platform
 import sys
 from collections.abc import Iterator
+from math import sqrt
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median, stdev
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -37,9 +38,9 @@ class Done:
         resource = self._client.gradients if "/" in name and name.split("/")[0] in ("signal", "gradient") else self._client.curves
         return [curve["y"] for curve in resource(self.job["id"], series=[name], **query)["series"]]
 
-    def ratios(self, name: str, step: int) -> float:
+    def ratios(self, name: str, step: int, **query: Any) -> float:
         """First layer over last layer at one step, median over runs."""
-        return median(run[0][0] / run[0][-1] for run in self.curve(name, **{"from": step, "to": step}))
+        return median(run[0][0] / run[0][-1] for run in self.curve(name, **{"from": step, "to": step, **query}))
 
 
 def page(client: Client) -> Iterator[str]:
@@ -49,7 +50,7 @@ def page(client: Client) -> Iterator[str]:
     yield "Written by `python docs/articles.py`, which runs the files in `examples/` on a server of its own and reads everything through the API."
     environment: dict[str, str] = {}
     body: list[str] = []
-    for part in (_article_000, _article_001, _article_002, _article_003, _article_004):
+    for part in (_article_000, _article_001, _article_002, _article_002_as_variants, _article_003, _article_004):
         for line in part(client, environment):
             body.append(line)
     yield f"Measured on {environment['device']} ({os.cpu_count()} cores, {environment['threads']} thread(s) a worker), {platform.system()}, Python {environment['python']}, torch {environment['torch']}; each job once."
@@ -106,6 +107,26 @@ def _article_002(client: Client, environment: dict[str, str]) -> Iterator[str]:
     yield from _table(["variant", "signal gradient, first/last", "weight gradient, first/last", "accuracy/val", "µs a step and run"], rows)
     yield ""
     yield "L2 and dropout leave the vanished gradient where it is. What changes it is the scale of the signal: initialisation, normalization, the activation, or fewer layers. (Times are of five runs trained as one pack.)"
+
+
+def _article_002_as_variants(client: Client, environment: dict[str, str]) -> Iterator[str]:
+    done = Done(client, "002_variants")
+    path = client.path(done.job["id"])
+    yield from [
+        "",
+        "The same as one job: `examples/002_variants.json` names each remedy as a variant of the first net, with the same rows and seeds, and adds the identity around every layer. Means over five seeds ± one standard error; gradients as above:",
+        "",
+    ]
+    rows: list[list[str]] = []
+    for entry in path["paths"][0]["entries"]:
+        of = [run for run in done.runs if run["point"] == entry["place"]]
+        accuracies, indices = [run["metrics"]["accuracy/val"] for run in of], ",".join(str(run["index"]) for run in of)
+        error = stdev(accuracies) / sqrt(len(accuracies))
+        ratios = [f"{done.ratios(name, 0, runs=indices):.1e}" for name in ("signal/backward", "gradient/norm")]
+        taken = "best" if "best" in entry["taken_by"] else ""
+        rows.append([entry["variant"], *ratios, f"{entry['score']:.3f} ± {entry['standard_error']:.3f}", f"{fmean(accuracies):.3f} ± {error:.3f}", taken])
+    yield from _table(["variant", "signal gradient, first/last", "weight gradient, first/last", "loss/val", "accuracy/val", ""], rows)
+    yield from ["", path["in_words"]]
 
 
 def _article_003(client: Client, environment: dict[str, str]) -> Iterator[str]:

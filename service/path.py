@@ -31,7 +31,6 @@ class PathAnswer(BaseModel):
     in_words: str | None = Field(description="What the data cannot tell apart, as a sentence.")
     features: list[str] | None = Field(description="Names of the columns, in the order of the coefficients.")
     certificates: dict[str, Any] | None = Field(description="Convex jobs: how many runs have one, and the largest `relative_gap` and `kkt_violation` of them.")
-    conventions: dict[str, list[dict[str, str]]] = Field(description="Path of each strength → the conventions in which every entry says it, with formula and objective.")
     spread: dict[str, Any] | None = Field(description="Folds that were cut more than once: what the rule takes from each cut alone.")
     nested: dict[str, Any] | None = Field(description="Nested folds: what the whole choice is worth on rows that it knows nothing of.")
     closed: dict[str, Any] | None = Field(description="Ridge: what leave-one-out, generalized cross-validation and evidence would take.")
@@ -42,7 +41,6 @@ EXAMPLE: dict[str, Any] = {
     "job": "job_01JD3QZ7M8XK5T2V9R4C6B1N0P", "name": "lasso", "state": "succeeded", "complete": True, "metric": "loss/val", "higher_is_better": False, "rule": "best",
     "choice": {"best": 0, "one_standard_error": 0, "median": 0, "chosen": 0}, "in_words": None, "features": ["bmi", "bp"],
     "certificates": {"runs": 6, "relative_gap": 3e-13, "kkt_violation": 2e-12},
-    "conventions": {"regularizers.0.lambda": [{"convention": "sklearn_lasso", "title": "scikit-learn Lasso", "parameter": "alpha", "formula": "alpha = λ", "objective": "Σ(y − f)²/2n + alpha·Σ|w|"}]},
     "spread": None, "nested": None, "closed": None,
     "paths": [
         {
@@ -58,6 +56,7 @@ EXAMPLE: dict[str, Any] = {
                     "relative_gap": 3e-13, "conventions": {"regularizers.0.lambda": {"sklearn_lasso": 9.2}},
                 }
             ],
+            "conventions": {"regularizers.0.lambda": [{"convention": "sklearn_lasso", "title": "scikit-learn Lasso", "parameter": "alpha", "formula": "alpha = λ", "objective": "Σ(y − f)²/2n + alpha·Σ|w|"}]},
             "entry_order": [{"feature": "bmi", "strength": 9.2, "leaves": [], "returns": []}],
         }
     ],

@@ -181,7 +181,7 @@ def _elsewhere(entry: Entry, found: RegularizationPath) -> list[str]:
     """The chosen strengths in other tools' words."""
     said: list[str] = []
     for path, known in entry.conventions.items():
-        titles = {one["convention"]: f"{one['title']} {one['parameter']}" for one in found.conventions[path]}
+        titles = {one["convention"]: f"{one['title']} {one['parameter']}" for one in found.main.conventions[path]}
         others = [f"{titles[name]} {short(value)}" for name, value in known.items() if value is not None and not name.startswith("regtrain_")]
         said.append(f"{path} elsewhere: {'; '.join(others)}")
     return said

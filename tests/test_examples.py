@@ -12,7 +12,18 @@ from regtrain.contract.job import parse
 from regtrain.contract.runs import count
 
 EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("*.json"))
-RUNS = {"adaptive_starts": 3, "001_l1_grid": 6, "001_l2_grid": 5, "001_stability": 10, "003_grid": 25, "cross_validation": 171, "diabetes_lasso_path": 300, "sweep_l1_seeds": 128}
+RUNS = {
+    "adaptive_starts": 3,
+    "001_l1_grid": 6,
+    "001_l2_grid": 5,
+    "001_stability": 10,
+    "003_grid": 25,
+    "cross_validation": 171,
+    "diabetes_lasso_path": 300,
+    "digits_search": 121,
+    "002_variants": 40,
+    "sweep_l1_seeds": 128,
+}
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)

@@ -133,6 +133,8 @@ class Path:
     reason: str | None
     """Why it is not ordered."""
     entries: tuple[Entry, ...]
+    conventions: dict[str, list[dict[str, str]]]
+    """Path of each strength → every convention in which the entries say it: title, parameter, formula, objective."""
     entry_order: tuple[Entered, ...] | None
     """Linear models with weights from all training rows: the features in the order in which they enter."""
 
@@ -152,8 +154,6 @@ class RegularizationPath:
     """Names of the columns, in the order of the coefficients."""
     certificates: dict[str, Any] | None
     """Convex jobs: how many runs have one, and the largest `relative_gap` and `kkt_violation` of them."""
-    conventions: dict[str, list[dict[str, str]]]
-    """Path of each strength → every convention in which entries say it: title, parameter, formula, objective."""
     paths: tuple[Path, ...]
 
     @property
@@ -175,33 +175,30 @@ def path_of(spec: JobSpec, runs: Sequence[Trained], facts: Facts | None) -> Regu
     chosen = 0 if len(runs) == 1 else choice.by(spec.selection.rule)
     specs = dict(specs_of(spec))
     axes = {label: strength([path for path, r in ranges(variant) if not isinstance(r, Adapt)]) for label, variant in specs.items()}
-    known: dict[str, list[Converted]] = {}
+    converted = [_converted(specs[of[0].variant], facts, score.values, of) for of, score in zip(members, table, strict=True)]
 
     def entry(place: int) -> Entry:
         of, score, variant = members[place], table[place], members[place][0].variant
         weights = _weights(spec, specs[variant], of, _refit(runs, place, chosen=place == chosen))
         adapted, axis = tuple(run.adaptation["strength"] for run in of if run.adaptation), axes[variant]
-        converted = _converted(specs[variant], facts, score.values, of)
-        known.update({path: found for path, found in converted.items() if path not in known})
         return Entry(
             place, variant, dict(score.values), score.values.get(axis) if axis else None, adapted, _plain(score.mean), _plain(score.standard_error), _plain(score.median),
             score.n, len(of), _state(of), tuple(rule for rule in RULES if getattr(choice, rule) == place), place == chosen, weights, _largest(of, "relative_gap"),
-            {path: {one.convention: one.value for one in found} for path, found in converted.items()},
+            {path: {one.convention: one.value for one in found} for path, found in converted[place].items()},
         )  # fmt: skip
 
     entries = [entry(place) for place in range(len(members))]
     return RegularizationPath(
         complete=all(_ended(run) for run in runs), metric=spec.selection.metric, higher_is_better=_higher(spec), rule=spec.selection.rule,
         choice={rule: getattr(choice, rule) for rule in RULES} | {"chosen": chosen}, in_words=words, features=_features(runs), certificates=_certificates(runs),
-        conventions={path: [{name: getattr(one, name) for name in ("convention", "title", "parameter", "formula", "objective")} for one in found] for path, found in known.items()},
-        paths=tuple(_paths(entries, specs, axes)),
+        paths=tuple(_paths(entries, specs, axes, converted)),
     )  # fmt: skip
 
 
-def _paths(entries: list[Entry], specs: Mapping[str | None, JobSpec], axes: Mapping[str | None, str | None]) -> Iterator[Path]:
+def _paths(entries: list[Entry], specs: Mapping[str | None, JobSpec], axes: Mapping[str | None, str | None], converted: Sequence[dict[str, list[Converted]]]) -> Iterator[Path]:
     """One for each variant and each set of other values; suggested values belong to their entry, as no two are the same."""
     if not any(axes.values()):
-        yield Path(None, {}, None, _unordered(list(specs.values())), tuple(entries), None)
+        yield Path(None, {}, None, _unordered(list(specs.values())), tuple(entries), _formulas(converted), None)
         return
     found: dict[tuple[Any, ...], list[Entry]] = {}
     for entry in entries:
@@ -212,7 +209,7 @@ def _paths(entries: list[Entry], specs: Mapping[str | None, JobSpec], axes: Mapp
         axis = axes[variant]
         falling = sorted(of, key=lambda entry: np.inf if entry.strength is None else -entry.strength)
         reason = None if axis else _unordered([specs[variant]])
-        yield Path(variant, dict(others), axis, reason, tuple(falling), _entry_order(falling) if axis else None)
+        yield Path(variant, dict(others), axis, reason, tuple(falling), _formulas([converted[entry.place] for entry in of]), _entry_order(falling) if axis else None)
 
 
 def _unordered(specs: Sequence[JobSpec]) -> str:
@@ -244,7 +241,7 @@ def _choice(spec: JobSpec, table: Sequence[Score]) -> tuple[Choice, str | None]:
     part = [table[place] for place in kept]
     found = choose(part, higher_is_better=_higher(spec))
     whole = Choice(*(None if at is None else kept[at] for at in (found.best, found.median, found.one_standard_error)))
-    return whole, in_words(part, found, spec.selection) if len(table) > 1 and part else None
+    return whole, in_words(part, found, spec.selection) if len(part) > 1 else None
 
 
 def _refit(runs: Sequence[Trained], place: int, *, chosen: bool) -> Trained | None:
@@ -303,6 +300,16 @@ def _converted(spec: JobSpec, facts: Facts | None, values: Mapping[str, float], 
     if facts is None or any(path not in known for path, _ in ranges(spec)):
         return {}
     return lam.of_result(spec, facts, known)
+
+
+def _formulas(converted: Sequence[dict[str, list[Converted]]]) -> dict[str, list[dict[str, str]]]:
+    """Each convention once; where variants write different penalties at the same place, once for each formula."""
+    found: dict[str, list[dict[str, str]]] = {}
+    for path, one in ((path, one) for entry in converted for path, known in entry.items() for one in known):
+        told = {"convention": one.convention, "title": one.title, "parameter": one.parameter, "formula": one.formula, "objective": one.objective}
+        if told not in found.setdefault(path, []):
+            found[path].append(told)
+    return found
 
 
 def _certificates(runs: Sequence[Trained]) -> dict[str, Any] | None:

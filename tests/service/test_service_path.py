@@ -114,7 +114,7 @@ def test_certificates_conventions_and_what_the_worker_stored(service: Serving, w
     assert entry["relative_gap"] == pytest.approx(1e-12 * 6)  # of place 1 the runs 3, 4, 5
     assert entry["conventions"][LAMBDA]["sklearn_lasso"] == 8.0
     assert entry["conventions"][LAMBDA]["torch"] == 16.0
-    titles = {one["convention"]: one["formula"] for one in found["conventions"][LAMBDA]}
+    titles = {one["convention"]: one["formula"] for one in found["paths"][0]["conventions"][LAMBDA]}
     assert titles["torch"] == "lambda = 2·λ"
     assert set(titles) == set(entry["conventions"][LAMBDA])
     assert (found["spread"], found["nested"]["mean"], found["closed"]) == (None, 5.8, {"gcv": {"lambda": 0.5, "score": 1.0}})
@@ -207,6 +207,17 @@ def test_one_path_for_each_variant_and_each_other_value(service: Serving, change
     found = answer(service, service.submit({**SPEC, **change}))
     assert [(path["fixed"], path["ordered_by"], len(path["entries"])) for path in found["paths"]] == paths
     assert all((path["reason"] is None) == (path["ordered_by"] is not None) for path in found["paths"])
+
+
+def test_variants_with_other_penalties_have_other_conventions(service: Serving) -> None:
+    """The lasso has no Ridge, and Keras calls its strength otherwise."""
+    ridge = {"label": "ridge", "set": {"regularizers.0": {"kind": "l2", "lambda": {"values": [2, 1]}}}}
+    job = service.submit({**SPEC, "variants": [{"label": "lasso", "set": {}}, ridge], "selection": {}})
+    first, second = answer(service, job)["paths"]
+    assert {one["convention"] for one in second["conventions"][LAMBDA]} - {one["convention"] for one in first["conventions"][LAMBDA]} == {"sklearn_ridge", "article_003"}
+    assert [next(one["parameter"] for one in path["conventions"][LAMBDA] if one["convention"] == "keras") for path in (first, second)] == ["l1", "l2"]
+    assert second["entries"][0]["conventions"][LAMBDA]["sklearn_ridge"] == pytest.approx(12)  # n·λ, of six rows
+    assert "variant ridge, by" in service.http.get(f"/v1/jobs/{job}/path?format=text").text
 
 
 def test_several_strengths_have_no_order_and_that_is_said(service: Serving) -> None:

@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 CODE := regtrain service worker tests docs benchmarks
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up test check docs bench bench-gpu results claim clean
+.PHONY: help setup demo up test check docs bench bench-gpu results sequences claim clean
 
 help: ## what there is to make
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -52,6 +52,10 @@ bench-gpu: ## the checks that need a GPU (torch, numpy and pydantic are enough);
 
 results: setup ## train on MNIST, which you bring (REGTRAIN_DATA=folder with mnist/ in it), and write docs/results.md: a quarter of an hour
 	@OMP_NUM_THREADS=1 PYTHONPATH=. $(BIN)/python benchmarks/mnist.py
+	$(BIN)/python docs/results.py
+
+sequences: setup ## train recurrent nets with plain SGD, a clip, a clip and Ω, and write docs/results.md: at most eight minutes on a quiet core
+	@OMP_NUM_THREADS=1 PYTHONPATH=. $(BIN)/python benchmarks/sequences.py
 	$(BIN)/python docs/results.py
 
 claim: setup ## train 1,600 deep nets and write docs/does-regularization-fix-gradients.md: ten minutes on two quiet cores

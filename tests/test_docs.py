@@ -40,7 +40,7 @@ def test_commands_that_are_shown_exist(page: Path) -> None:
 
 
 def test_the_makefile_has_what_newcomers_are_told() -> None:
-    assert {"setup", "demo", "up", "test", "check", "docs", "bench", "bench-gpu", "results", "claim", "clean"} <= TARGETS
+    assert {"setup", "demo", "up", "test", "check", "docs", "bench", "bench-gpu", "results", "sequences", "claim", "clean"} <= TARGETS
 
 
 @pytest.mark.parametrize("command", sorted(COMMANDS - {"serve", "work", "run"}))

@@ -67,6 +67,8 @@ RECURRENT: dict[str, Changes] = {
     "tanh | torch | L2, λ = 0.01": {"regularizers": [{"kind": "l2", "lambda": 1e-2}]},
     "tanh | torch | dropout 0.2": {"regularizers": [{"kind": "dropout", "rate": 0.2}]},
     "tanh | torch | clip at norm 1": {"clip": {"kind": "global_norm", "max": 1.0}},
+    "tanh | torch | Ω, λ = 1": {"regularizers": [{"kind": "vanishing_gradient", "lambda": 1.0}]},
+    "tanh | torch | Ω, λ = 1, clip at norm 1": {"regularizers": [{"kind": "vanishing_gradient", "lambda": 1.0}], "clip": {"kind": "global_norm", "max": 1.0}},
     "tanh | orthogonal | none": {"model.init": {"kind": "orthogonal"}},
     "tanh | orthogonal | clip at norm 1": {"model.init": {"kind": "orthogonal"}, "clip": {"kind": "global_norm", "max": 1.0}},
     "lstm | torch | none": {"model.cell": "lstm"},
@@ -76,7 +78,7 @@ RECURRENT: dict[str, Changes] = {
     "linear | orthogonal × 1.2 | L2, λ = 0.01": {**GROWING, "regularizers": [{"kind": "l2", "lambda": 1e-2}]},
     "linear | orthogonal × 1.2 | clip at norm 1": {**GROWING, "clip": {"kind": "global_norm", "max": 1.0}},
 }
-"""The last four explode: 1.2^39 = 1,225."""
+"""Ω is the one penalty made for this: on how the gradient's length changes from step to step (Pascanu et al. 2013). The last four explode: 1.2^39 = 1,225."""
 LAYERS = {"signal/backward", "gradient/norm", "penalty_gradient/norm", "penalty_gradient/cosine"}
 
 

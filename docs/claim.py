@@ -30,7 +30,7 @@ def page(entries: list[Row]) -> str:
 def _head(rows: list[Row], entry: Row | None) -> Iterator[str]:
     yield "# Does regularization fix vanishing and exploding gradients?"
     yield ""
-    yield "Five articles say so. Measured: **no penalty does.** What changes the ratio of the gradients is what changes the Jacobians of the layers: initial weights, activation, normalization, residual paths. An L1 or L2 penalty strong enough to be seen makes a vanished gradient vanish faster."
+    yield "Five articles say so. Measured: **no penalty on the weights does.** What changes the ratio of the gradients is what changes the Jacobians of the layers: initial weights, activation, normalization, residual paths. An L1 or L2 penalty strong enough to be seen makes a vanished gradient vanish faster. The one penalty that helps is not on the weights but on the gradient's own length over time, Ω, and with a clip."
     if entry is None:
         return
     seeds = len(rows[0]["accuracy"])
@@ -138,7 +138,7 @@ def _times(rows: list[Row], entry: Row | None) -> Iterator[str]:
     yield ""
     growing = [row for row in rows if row["activation"] == "linear"]
     clipped, others = [row for row in growing if row["method"].startswith("clip")], [row for row in growing if not row["method"].startswith("clip")]
-    yield "Again nothing but the weights and the cell decides what is there at step 0: orthogonal weights gain seven orders of magnitude over torch's, gates one or two. A strong L2 then makes it vanish further, and what training itself does to the ratio of the others is no repair: all but the clipped net with orthogonal weights go on guessing."
+    yield "Again nothing but the weights and the cell decides what is there at step 0: orthogonal weights gain seven orders of magnitude over torch's, gates one or two. A strong L2 then makes it vanish further, and what training itself does to the ratio of the others is no repair: the accuracy of those nets stays that of a guess. Two things learn: orthogonal weights with a clip, and Ω with a clip. Ω (Pascanu et al. 2013) penalises that the gradient changes its length from one time step to the next: it brings the ratio near 1 while it trains, from weights that had lost it. Without the clip it learns nothing here, and in half of the runs no gradient is left."
     yield ""
     yield f"Where the gradient explodes, {sum(row['diverged'] for row in others)} of {sum(len(row['accuracy']) for row in others)} runs without a clip diverge, with L1 and L2 as without, and {sum(row['diverged'] for row in clipped)} of {sum(len(row['accuracy']) for row in clipped)} with one. The clip does not change the ratio either; it bounds the length of the step, and that is what it takes."
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from regtrain.contract.base import is_list, is_object
 from regtrain.contract.errors import Warned
 from regtrain.contract.states import Failure, RunState, StopReason
+from regtrain.contract.symptoms import Severity, SymptomName
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,25 @@ class RunFinished:
 
 
 @dataclass(frozen=True)
+class Noticed:
+    """A symptom of one run, where its criterion was met first."""
+
+    run: int
+    symptom: SymptomName
+    layer: str | None
+    """The layer that shows it most; None where it is of the whole net."""
+    step: int
+    value: float
+    """What was measured, and the bound that it is beyond."""
+    bound: float
+    severity: Severity
+    confidence: float
+    """From 0 to 1: how sure the criterion is, not how likely a cause."""
+    evidence: dict[str, Any] = field(default_factory=dict[str, Any])
+    """The figures behind it: what a person would look at."""
+
+
+@dataclass(frozen=True)
 class Checkpointed:
     """A file from which the job can go on bit for bit lies, fsynced, at `path`; everything before it has been reported."""
 
@@ -136,7 +156,7 @@ class Failed:
     detail: str = ""
 
 
-Event = Started | PackBegun | Points | RunFinished | Checkpointed | Log | Finished | Failed
+Event = Started | PackBegun | Points | Noticed | RunFinished | Checkpointed | Log | Finished | Failed
 KINDS: dict[str, type[Event]] = {kind.__name__: kind for kind in get_args(Event)}
 _ENUMS = {"state": RunState, "stop_reason": StopReason, "failure": Failure}
 

@@ -20,6 +20,7 @@ from regtrain.contract.ranges import SHAPES
 from regtrain.contract.refusals import problems
 from regtrain.contract.regularizers import Regularizer
 from regtrain.contract.selection import Selection
+from regtrain.contract.symptoms import SymptomName
 from regtrain.contract.variants import NoSuchPlace, Variants, changed
 
 Whole = Annotated[int, Field(ge=0, le=2**53)]
@@ -67,6 +68,8 @@ class JobSpec(Part):
     """Of weights, rows and curves."""
     diagnostics: Diagnostics = "standard"
     """How much is measured at each step: `off` (losses, metrics), `light` (and gradient norms), `standard` (and signals, weights, updates, penalty ledger), `full` (and the exact identities)."""
+    on_symptom: dict[SymptomName, Literal["continue", "stop"]] = {}
+    """What a run does when it shows a symptom (see `symptoms` in the catalogue): go on, which is the default, or stop."""
     on_nonfinite: Literal["stop", "skip_step"] = "stop"
     """A step with a loss or gradient that is not finite ends its run, or is left out."""
     metadata: Annotated[dict[MetadataKey, Label], Field(max_length=64)] = {}

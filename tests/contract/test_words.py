@@ -14,7 +14,7 @@ from jsonschema import Draft202012Validator
 from regtrain.contract.catalog import FAMILIES, catalog, schema
 from regtrain.contract.diagnostics import ORDER, includes
 from regtrain.contract.errors import Warned
-from regtrain.contract.events import KINDS, Checkpointed, Event, Failed, Finished, Log, PackBegun, Points, RunFinished, Started, buffers_behind, decode, encode
+from regtrain.contract.events import KINDS, Checkpointed, Event, Failed, Finished, Log, Noticed, PackBegun, Points, RunFinished, Started, buffers_behind, decode, encode
 from regtrain.contract.series import SERIES, series_named
 from regtrain.contract.states import FINAL, TRANSITIONS, Failure, RunState, State, StopReason
 
@@ -54,6 +54,7 @@ EVENTS: list[Event] = [
     ),
     RunFinished(run=1, state=RunState.FAILED, stop_reason=StopReason.DIVERGED, steps=7, metrics={"loss/train": float("nan")}, best={}, zeros={"head.weight": 3}, first_nonfinite={"step": 7}),
     RunFinished(run=2, state=RunState.SUCCEEDED, stop_reason=StopReason.BUDGET, steps=9, metrics={}, certificate={"duality_gap": 1e-15, "closed_form_distance": None}),
+    Noticed(run=1, symptom="vanishing_signal", layer="layers.0", step=0, value=1e-5, bound=1e-2, severity="critical", confidence=0.99, evidence={"chi": 0.5}),
     Checkpointed(pack=0, step=5, path="/tmp/x", sha256="00"),
     Log(level="info", message="ünïcode"),
     Finished(result={"chosen_run": None}, path="/tmp/m", sha256="11"),

@@ -46,6 +46,17 @@ def _lines(found: dict[str, Any]) -> Iterator[str]:
     yield from _table(
         ["series", "", "unit", "shape", "diagnostics", "meaning"], [[f"`{s['name']}`", s["symbol"], s["unit"], s["shape"], s["preset"], s["meaning"]] for s in found["series"]]
     )
+    yield from [
+        "",
+        "## Symptoms",
+        "",
+        "What a run can be found to have, causes first. `diagnostics` names the cheapest preset that can show it. How they are ordered and worded: [diagnosis](diagnosis.md).",
+        "",
+    ]
+    yield from _table(
+        ["symptom", "phase", "diagnostics", "criterion", "may bring", "source"],
+        [[f"`{s['name']}`", s["phase"], s["needs"] or "not judged", s["criterion"], ", ".join(s["brings"]), s["source"]] for s in found["symptoms"]],
+    )
 
 
 def _fields(part: dict[str, Any]) -> Iterator[str]:

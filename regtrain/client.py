@@ -55,6 +55,7 @@ class Job(TypedDict):
     spec: NotRequired[dict[str, Any]]
     origin: NotRequired[dict[str, str]]
     warnings: NotRequired[list[dict[str, str]]]
+    diagnosis: NotRequired[dict[str, Any] | None]
     result: NotRequired[dict[str, Any] | None]
     error: NotRequired[dict[str, Any] | None]
     links: NotRequired[dict[str, str]]
@@ -161,6 +162,10 @@ class Client:
     def gradients(self, job: str, *, series: Sequence[str] = (), **query: Any) -> dict[str, Any]:
         """Per-layer series, one number a layer at each step: `layers` and what `curves` takes."""
         return self._json("GET", f"/v1/jobs/{job}/gradients", params=_with_series(query, series))
+
+    def diagnosis(self, job: str, *, run: int | None = None) -> dict[str, Any]:
+        """What is wrong with a job so far: verdict, root, symptoms in causal order with their evidence; `run`: of one run alone."""
+        return self._json("GET", f"/v1/jobs/{job}/diagnosis", params={} if run is None else {"run": run})
 
     def text(self, path: str, **query: Any) -> str:
         """The readable face of a resource: a table with a small chart; another one by `format`."""

@@ -13,9 +13,9 @@ from fastapi_offline import FastAPIOffline
 from ulid import ULID
 
 import regtrain
-from regtrain.store import jobs, nudge
+from regtrain.store import jobs, nudge, symptoms
 from regtrain.store.database import Database, open_database
-from service import catalog, curves, datasets, gradients, health, lam, path, plan, problems, runs, selftest, workers
+from service import catalog, curves, datasets, diagnosis, gradients, health, lam, path, plan, problems, runs, selftest, workers
 from service import jobs as job_routes
 from service.guard import Guard
 from service.requests import known_parameters
@@ -24,7 +24,7 @@ from service.waiting import Glance, Poller
 
 PARSERS = 2
 """Uploads that are read at the same time."""
-ROOMS = (job_routes, runs, path, curves, gradients, datasets, plan, lam, catalog, workers, selftest, health)
+ROOMS = (job_routes, runs, path, curves, gradients, diagnosis, datasets, plan, lam, catalog, workers, selftest, health)
 DESCRIPTION = """Regularized training as a service: what a method does to every layer's gradient, measured.
 
 Submit a spec to `/v1/jobs`, wait at `/v1/jobs/{id}?wait=60`, read `/v1/jobs/{id}/curves` and `/gradients` (add `?format=text` in a terminal).
@@ -103,4 +103,5 @@ def complete(document: dict[str, Any]) -> dict[str, Any]:
 
 def look(database: Database, ids: list[str]) -> dict[str, Glance]:
     """What those who wait want to see of these jobs."""
-    return {job: Glance(state, metrics) for job, (state, metrics) in jobs.glances(database, ids).items()}
+    counts = symptoms.counted(database, ids)
+    return {job: Glance(state, metrics, counts.get(job, 0)) for job, (state, metrics) in jobs.glances(database, ids).items()}

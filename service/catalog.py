@@ -15,13 +15,13 @@ router = APIRouter(prefix="/v1", tags=["catalogue"])
     summary="Kinds, their fields and docs",
     responses={
         200: {
-            "description": "The families of kinds, the ranges, the series.",
-            "content": {"application/json": {"example": {"families": {}, "job": [], "ranges": [], "series": []}}},
+            "description": "The families of kinds, the ranges, the series, the symptoms.",
+            "content": {"application/json": {"example": {"families": {}, "job": [], "ranges": [], "series": [], "symptoms": []}}},
         }
     },
 )
 def families() -> Response:
-    """Every dataset, model, loss, regularizer, optimizer … that a spec can name, with formulas, bounds and defaults; and every series that training can report."""
+    """Every dataset, model, loss, regularizer, optimizer … that a spec can name, with formulas, bounds and defaults; and every series that training can report, and every symptom that it can find."""
     return Response(_catalog(), media_type="application/json")
 
 

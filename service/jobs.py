@@ -19,6 +19,7 @@ from regtrain.contract.states import FINAL, State
 from regtrain.store import datasets, files, jobs
 from regtrain.store.database import Database
 from service import lam
+from service.diagnosis import brief
 from service.faces import dumps, json_answer
 from service.names import nearest
 from service.problems import responses
@@ -59,7 +60,7 @@ EXAMPLE_JOB: dict[str, Any] = {
     "id": EXAMPLE_ID, "name": "digits, a little L1", "state": "running", "terminal": False, "intent": None, "reason": None, "attempt": 1, "runs": 1, "version": 1, "priority": 0,
     "spec": {"name": "digits, a little L1"}, "origin": {"optimizer.lr": "given", "clip": "default"}, "warnings": [], "metadata": {"team": "vision"},
     "progress": {"step": 40, "steps": 63, "epoch": 1, "runs": 1, "eta_seconds": 0.4}, "metrics": {"loss/train": 0.41, "loss/val": 0.48},
-    "diagnosis": None, "result": None, "error": None, "retry_of": None,
+    "diagnosis": {"verdict": "symptoms", "root": "vanishing_signal", "symptoms": 2}, "result": None, "error": None, "retry_of": None,
     "created_at": "2026-11-20T22:00:00Z", "started_at": "2026-11-20T22:00:01Z", "finished_at": None, "links": {"self": f"/v1/jobs/{EXAMPLE_ID}"},
 }  # fmt: skip
 
@@ -91,7 +92,7 @@ class JobAnswer(JobSummary):
     spec: dict[str, Any] = Field(description="With every default filled in.")
     origin: dict[str, str] = Field(description="Path → given, default or searched.")
     warnings: list[dict[str, Any]]
-    diagnosis: dict[str, Any] | None
+    diagnosis: dict[str, Any] | None = Field(description="verdict, root and the number of kinds of symptoms so far; null before training begins. All of it is at /diagnosis.")
     result: dict[str, Any] | None
     error: dict[str, Any] | None
 
@@ -169,7 +170,8 @@ async def get(
     id: JobId,
     wait: Wait = 0,
     until: Annotated[
-        str, Query(max_length=200, description="`terminal`, or `<metric>:lt:<number>`, `<metric>:gt:<number>`. The end of the job ends every wait.", examples=["terminal"])
+        str,
+        Query(max_length=200, description="`terminal`, `symptom`, or `<metric>:lt:<number>`, `<metric>:gt:<number>`. The end of the job ends every wait.", examples=["terminal"]),
     ] = "terminal",
     known: Annotated[str | None, Header(alias="If-None-Match", description="ETag of an earlier answer.")] = None,
 ) -> Response:
@@ -246,7 +248,7 @@ def shown(db: Database, job: jobs.Job) -> dict[str, Any]:
         "spec": job.spec,
         "origin": contract.origin(job.given, job.spec),
         "warnings": job.warnings,
-        "diagnosis": None,
+        "diagnosis": brief(db, job),
         "result": _result(db, job),
         "error": _error(job),
     }
@@ -271,7 +273,7 @@ def summary(job: Any) -> dict[str, Any]:
         "created_at": moment(job.created_at),
         "started_at": moment(job.started_at),
         "finished_at": moment(job.finished_at),
-        "links": {"self": own, **{name: f"{own}/{name}" for name in ("curves", "gradients", "runs", "path", "model")}},
+        "links": {"self": own, **{name: f"{own}/{name}" for name in ("curves", "gradients", "diagnosis", "runs", "path", "model")}},
     }
 
 

@@ -24,36 +24,43 @@ class Glance:
 
     state: State
     metrics: dict[str, float | None]
+    symptoms: int = 0
+    """How many have been noticed."""
 
 
 @dataclass(frozen=True)
 class Until:
-    """What is waited for: the end of the job, or a metric beyond a bound (which the end of the job ends, too)."""
+    """What is waited for: the end of the job, which ends every wait, or a metric beyond a bound, or the first symptom."""
 
     metric: str | None = None
     side: Literal["lt", "gt"] = "lt"
     bound: float = 0.0
+    symptom: bool = False
 
     def met(self, glance: Glance | None) -> bool:
         """A job that is gone is waited for no longer."""
         if glance is None or glance.state in FINAL:
             return True
+        if self.symptom:
+            return glance.symptoms > 0
         value = glance.metrics.get(self.metric) if self.metric else None
         return value is not None and (value < self.bound if self.side == "lt" else value > self.bound)
 
 
 def until(text: str) -> Until:
-    """Reads `terminal` or `<metric>:lt|gt:<number>`.
+    """Reads `terminal`, `symptom` or `<metric>:lt|gt:<number>`.
 
     Raises:
         SpecRefused: it is neither.
     """
     if text == "terminal":
         return Until()
+    if text == "symptom":
+        return Until(symptom=True)
     metric, _, rest = text.partition(":")
     side, _, bound = rest.partition(":")
     if not metric or not rest or not bound:
-        raise SpecRefused([Problem("until", f"expected terminal or <metric>:lt|gt:<number>, found {text[:60]!r}", "such as until=terminal or until=loss/val:lt:0.2")])
+        raise SpecRefused([Problem("until", f"expected terminal, symptom or <metric>:lt|gt:<number>, found {text[:60]!r}", "such as until=terminal or until=loss/val:lt:0.2")])
     if side not in ("lt", "gt"):
         raise SpecRefused([Problem("until", f"unknown comparison {side[:60]!r}", nearest(side, ["lt", "gt"]))])
     try:

@@ -23,7 +23,7 @@ from sqlalchemy.exc import OperationalError
 from ulid import ULID
 
 from regtrain.contract.errors import StaleAttempt
-from regtrain.contract.events import Checkpointed, Event, Failed, Finished, Log, PackBegun, Points, RunFinished, Started
+from regtrain.contract.events import Checkpointed, Event, Failed, Finished, Log, Noticed, PackBegun, Points, RunFinished, Started
 from regtrain.contract.states import Intent
 from regtrain.store import files, jobs, nudge, workers
 from regtrain.store.database import Database, open_database
@@ -279,7 +279,7 @@ class Attempt:
         for said in messages:
             self._heard = time.monotonic()
             match said:
-                case Started() | PackBegun() | Points() | RunFinished() | Log():
+                case Started() | PackBegun() | Points() | Noticed() | RunFinished() | Log():
                     self._count(said)
                     reports.append(said)
                 case Checkpointed():

@@ -182,6 +182,21 @@ def path(
         out.print_json(data=client.path(job))
 
 
+@app.command()
+def diagnose(
+    job: JobId,
+    run: Annotated[int | None, typer.Option(min=0, help="This run alone.", show_default=False)] = None,
+    url: Url = "",
+    as_json: Annotated[bool, typer.Option("--json", help="The whole answer as JSON.")] = False,
+) -> None:
+    """Say what is wrong with a job: symptoms in causal order, with their figures."""
+    if as_json:
+        with _client(url) as client:
+            out.print_json(data=client.diagnosis(job, run=run))
+        return
+    _face(url, job, "diagnosis", run="" if run is None else str(run))
+
+
 @app.command(name="list")
 def list_(
     state: Annotated[str, typer.Option(help="queued, running, succeeded, failed, cancelled.", show_default=False)] = "",

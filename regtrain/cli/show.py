@@ -54,6 +54,7 @@ def job(console: Console, seen: "Job") -> None:
         "steps": f"{progress.get('step', 0)} of {progress['steps']}, {progress.get('runs', 1)} run(s)" if progress.get("steps") else "",
         "metrics": _brief(seen.get("metrics") or {}, most=12),
         **_result(seen.get("result") or {}),
+        "diagnosis": _diagnosis(seen.get("diagnosis")),
         "error": str((seen.get("error") or {}).get("detail") or (seen.get("error") or {}).get("message") or ""),
     }
     for name, value in rows.items():
@@ -114,6 +115,11 @@ def _size(count: int) -> str:
 
 def _brief(metrics: dict[str, Any], *, most: int = 3) -> str:
     return "  ".join(f"{name} {value:.4g}" for name, value in list(metrics.items())[:most] if isinstance(value, int | float))
+
+
+def _diagnosis(found: dict[str, Any] | None) -> str:
+    """The verdict, where there is anything to say; `regtrain diagnose` says all of it."""
+    return f"{found['verdict']}: {found['root']} (regtrain diagnose says more)" if found and found.get("root") else ""
 
 
 def _result(result: dict[str, Any]) -> dict[str, str]:

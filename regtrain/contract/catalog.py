@@ -13,6 +13,7 @@ from regtrain.contract.ranges import SHAPES
 from regtrain.contract.regularizers import Regularizer
 from regtrain.contract.selection import Selection
 from regtrain.contract.series import SERIES
+from regtrain.contract.symptoms import SYMPTOMS
 from regtrain.contract.variants import Variant
 
 RANGES = tuple(shape.__name__ for shape in SHAPES.values())
@@ -36,7 +37,7 @@ def schema() -> dict[str, Any]:
 
 
 def catalog() -> dict[str, Any]:
-    """Every family with its kinds, each with its meaning and its fields; the ranges; the series."""
+    """Every family with its kinds, each with its meaning and its fields; the ranges; the series; the symptoms."""
     return {
         "families": {family: [_kind(part) for part in _members(union)] for family, union in FAMILIES.items()},
         "job": [_part(part) for part in (JobSpec, Budget, Selection, Variant)],
@@ -44,6 +45,7 @@ def catalog() -> dict[str, Any]:
         "series": [
             {"name": s.name, "symbol": s.symbol, "unit": s.unit, "shape": s.shape, "scale": s.scale, "better": s.better, "preset": s.preset, "meaning": s.meaning} for s in SERIES
         ],
+        "symptoms": [{"name": s.name, "phase": s.phase, "criterion": s.criterion, "source": s.source, "brings": list(s.brings), "needs": s.needs} for s in SYMPTOMS],
     }
 
 

@@ -122,6 +122,9 @@ class Noticed:
     """From 0 to 1: how sure the criterion is, not how likely a cause."""
     evidence: dict[str, Any] = field(default_factory=dict[str, Any])
     """The figures behind it: what a person would look at."""
+    pack: int = 0
+    done: int = 0
+    """Updates done when it was noticed: all points up to there have been reported."""
 
 
 @dataclass(frozen=True)

@@ -67,6 +67,8 @@ def _problem(error: Any, given: Any, root: type[Part]) -> Problem:
     match error["type"]:
         case "extra_forbidden":
             return _unknown_key(path, _allowed_keys(path, given, root))
+        case "literal_error" if error["loc"][-1:] == ("[key]",):  # of an object whose keys are words
+            return _unknown_key(path, re.findall(r"'([^']+)'", context["expected"]))
         case "union_tag_invalid":
             kinds = re.findall(r"'([^']+)'", context["expected_tags"])
             return Problem(f"{where}.kind", f"unknown kind {context['tag']!r}", HINTS.get(context["tag"]) or _nearest(context["tag"], kinds))

@@ -6,6 +6,8 @@ A symptom is reported by training with its evidence; `diagnosis.py` orders and w
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from regtrain.contract.diagnostics import Diagnostics, includes
+
 SymptomName = Literal[
     "unscaled_inputs",
     "wrong_output",
@@ -20,10 +22,10 @@ SymptomName = Literal[
     "penalty_wasted",
     "rate_too_high",
     "rate_too_low",
+    "exploding_gradient",
     "non_finite",
     "dead_units",
     "vanishing_gradient",
-    "exploding_gradient",
     "no_gradient",
     "no_change",
     "clip_always",
@@ -48,56 +50,99 @@ class Symptom:
     source: str
     brings: tuple[SymptomName, ...] = ()
     """Symptoms that it may bring about: they are listed under it."""
+    needs: Diagnostics | None = "standard"
+    """The cheapest preset whose series can show it; None for what no series shows."""
 
 
 SYMPTOMS: tuple[Symptom, ...] = (
     Symptom(
-        "unscaled_inputs", "initialisation", "a column's deviation, or its mean, is more than 100 times another's deviation", "LeCun et al. 1998, Efficient BackProp, 4.3",
-        ("saturated", "exploding_signal", "vanishing_signal", "rate_too_high", "rate_too_low", "plateau", "dead_units", "non_finite", "oscillating"),
+        "unscaled_inputs", "initialisation", "a column's deviation, or its mean, is more than 100 times another's deviation, or the inputs of a net have an rms above 30",
+        "LeCun et al. 1998, Efficient BackProp, 4.3",
+        ("poor_first_loss", "saturated", "exploding_signal", "vanishing_signal", "rate_too_high", "rate_too_low", "non_finite", "dead_units", "no_gradient", "oscillating", "plateau", "underfitting"),
+        needs="off",
     ),
     Symptom(
-        "wrong_output", "initialisation", "the last activation cannot reach the targets that the loss asks for", "Goodfellow et al. 2016, Deep Learning, 6.2.2",
-        ("plateau", "underfitting", "no_gradient"),
-    ),
-    Symptom("poor_first_loss", "initialisation", "the loss before the first update is far from that of a model that knows nothing: ln C", "Karpathy 2019; regtrain's theory", ("exploding_gradient", "rate_too_high")),
-    Symptom(
-        "saturated", "initialisation", "most activations of a layer lie where |φ′| is below 1 % of its maximum", "Glorot & Bengio 2010",
-        ("vanishing_signal", "vanishing_gradient", "no_gradient", "plateau", "underfitting"),
+        "wrong_output", "initialisation", "a squared loss on the labels of more than two classes, whose numbers have no order and no distances", "Goodfellow et al. 2016, Deep Learning, 6.2.2",
+        ("poor_first_loss", "plateau", "underfitting", "no_gradient"), needs="off",
     ),
     Symptom(
-        "vanishing_signal", "initialisation", "‖δ_l‖² falls from the head to the first layer by a slope whose confidence interval excludes what a trainable net has",
-        "Poole et al. 2016; Schoenholz et al. 2017", ("vanishing_gradient", "no_change", "plateau", "underfitting"),
+        "poor_first_loss", "initialisation", "the loss before the first update is more than 3 times (squared losses: 10 times) that of outputs 0: ln C, or the mean square of the target",
+        "Karpathy 2019, A Recipe for Training Neural Networks", ("exploding_gradient", "rate_too_high", "non_finite"), needs="off",
     ),
     Symptom(
-        "exploding_signal", "initialisation", "‖δ_l‖² rises from the head to the first layer by such a slope", "Poole et al. 2016; Schoenholz et al. 2017",
-        ("exploding_gradient", "rate_too_high", "non_finite", "oscillating", "dead_units", "clip_always"),
+        "saturated", "initialisation", "more than half of a layer's activations lie where |φ′| is below 1 % of its maximum; once it trains, more than nine tenths", "Glorot & Bengio 2010",
+        ("vanishing_signal", "vanishing_gradient", "no_gradient", "plateau", "underfitting"), needs="full",
     ),
-    Symptom("class_imbalance", "initialisation", "a class has fewer than a tenth of the rows of the largest, and is never predicted", "He & Garcia 2009", ("underfitting", "plateau")),
     Symptom(
-        "penalty_dominates", "training", "the gradient of the penalties is many times that of the loss and lets no layer follow it", "regtrain's ledger",
-        ("vanishing_gradient", "plateau", "underfitting", "no_gradient"),
+        "vanishing_signal", "initialisation", "ln ‖δ_l‖² falls by more than 6 from the last hidden layer to the first, in itself and at the near end of the 95 % interval of its fitted slope",
+        "Poole et al. 2016; Schoenholz et al. 2017", ("vanishing_gradient", "no_change", "rate_too_low", "plateau", "underfitting"),
     ),
-    Symptom("penalty_invisible", "training", "the gradient of the penalties is below a thousandth of the loss's in every layer, all the time", "regtrain's ledger", ("overfitting",)),
-    Symptom("penalty_fights", "training", "the gradient of the penalties points against that of the loss, and they are of one size", "regtrain's ledger", ("plateau",)),
-    Symptom("penalty_wasted", "training", "a penalty acts on weights whose scale the next normalization takes away", "van Laarhoven 2017"),
     Symptom(
-        "rate_too_high", "training", "updates are of the size of the weights, or lr times the sharpness is above the bound of stability", "Cohen et al. 2021; LeCun et al. 1998",
-        ("non_finite", "exploding_gradient", "dead_units", "oscillating", "no_gradient", "plateau"),
+        "exploding_signal", "initialisation", "ln ‖δ_l‖² rises so by more than 6; in front of a normalization, which takes the scale away, by more than 24", "Poole et al. 2016; Schoenholz et al. 2017",
+        ("exploding_gradient", "rate_too_high", "non_finite", "dead_units", "no_gradient", "clip_always", "oscillating", "plateau", "underfitting"),
     ),
-    Symptom("rate_too_low", "training", "updates are so small that the budget cannot move the weights by their own size, while the loss still falls", "Bottou 2012", ("plateau", "underfitting", "no_change")),
-    Symptom("non_finite", "training", "a loss, gradient or weight is NaN or infinite", "IEEE 754"),
-    Symptom("dead_units", "training", "units that were 0 on all rows: the 95 % upper bound of their firing probability is below 1/1000", "Lu et al. 2020", ("vanishing_gradient", "no_gradient", "plateau", "underfitting")),
-    Symptom("vanishing_gradient", "training", "the gradient of the first layers is far below that of the last, over a window of steps", "Hochreiter 1991; Bengio et al. 1994", ("no_change", "plateau", "underfitting")),
-    Symptom("exploding_gradient", "training", "the gradient's norm rises by orders of magnitude within a window", "Pascanu et al. 2013", ("non_finite", "oscillating", "clip_always", "dead_units", "plateau")),
-    Symptom("no_gradient", "training", "a layer's gradient is exactly 0 at every step of a window", "regtrain", ("no_change", "plateau", "underfitting")),
-    Symptom("no_change", "training", "a layer has a gradient and its weights do not move", "regtrain", ("plateau", "underfitting")),
-    Symptom("clip_always", "training", "the clip cuts (nearly) every step: the norm of the update is the clip's, not the gradient's", "Pascanu et al. 2013", ("plateau",)),
-    Symptom("oscillating", "training", "the loss goes up and down by more than its trend, beyond the noise of the batches", "Cohen et al. 2021", ("plateau",)),
-    Symptom("plateau", "training", "the loss has stopped falling far above what a simple model reaches", "regtrain", ("underfitting",)),
-    Symptom("label_noise", "generalisation", "rows keep the loss of a contradiction while the others are learned", "Arpit et al. 2017", ("overfitting",)),
-    Symptom("overfitting", "generalisation", "the validation loss has risen for good while the training loss goes on falling", "Prechelt 1998"),
-    Symptom("underfitting", "generalisation", "training and validation loss are alike and both near that of a model that knows nothing", "Goodfellow et al. 2016, 5.2"),
+    Symptom(
+        "class_imbalance", "initialisation", "a class has fewer than a tenth of the rows of the largest, and five evaluations in a row predict the largest alone", "He & Garcia 2009",
+        ("plateau", "underfitting"), needs="off",
+    ),
+    Symptom(
+        "penalty_dominates", "training", "in every penalised layer the gradient of the penalties is more than 10 times that of the loss, or has brought the weights below a hundredth of their first norm",
+        "regtrain: the penalty ledger", ("dead_units", "vanishing_gradient", "no_gradient", "no_change", "plateau", "underfitting"),
+    ),
+    Symptom("penalty_invisible", "training", "in every layer and at every step the gradient of the penalties is below a thousandth of the loss's", "regtrain: the penalty ledger", ("overfitting",)),
+    Symptom(
+        "penalty_fights", "training", "in every penalised layer the gradient of the penalties is the loss's, turned round (cosine below −0.9, norms within a factor of 2), while the loss is above half of a constant's",
+        "regtrain: the penalty ledger", ("plateau", "underfitting"),
+    ),
+    Symptom("penalty_wasted", "training", "a penalty acts on weights whose scale a batch normalization takes away: it changes the step size, not the function", "van Laarhoven 2017", needs="off"),
+    Symptom(
+        "rate_too_high", "training",
+        "an update is as long as all weights and the loss stays at a constant's, or the loss is twice that of knowing nothing, or it grew so before it ceased to be finite; `full`: lr·sharpness is twice its bound",
+        "LeCun et al. 1998; Cohen et al. 2021", ("non_finite", "exploding_gradient", "dead_units", "no_gradient", "oscillating", "plateau", "underfitting"),
+    ),
+    Symptom(
+        "rate_too_low", "training", "all updates of the budget together are shorter than a twentieth of the weights, the loss is within a tenth of its first and the gradient above half of its own", "Bottou 2012",
+        ("plateau", "underfitting"),
+    ),
+    Symptom(
+        "exploding_gradient", "training", "the gradient's norm rises to more than 100 times its median in the window before, and the loss to more than 10 times its own and above a constant's",
+        "Pascanu et al. 2013", ("non_finite", "dead_units", "no_gradient", "clip_always", "oscillating", "plateau", "underfitting"), needs="light",
+    ),
+    Symptom("non_finite", "training", "a loss or an entry of a gradient is NaN or infinite", "IEEE 754", needs="off"),
+    Symptom(
+        "dead_units", "training", "more than half of a layer's units fire on fewer than 1 of 1000 rows: the least share of them with which the batches of a window can be explained",
+        "Lu et al. 2020, Dying ReLU and Initialization", ("vanishing_gradient", "no_gradient", "plateau", "underfitting"), needs="full",
+    ),
+    Symptom(
+        "vanishing_gradient", "training", "over a window the medians of ln ‖δ_l‖² fall as for vanishing_signal, and the rms of the weight gradient falls with them by more than e³",
+        "Hochreiter 1991; Bengio et al. 1994", ("no_change", "plateau", "underfitting"),
+    ),
+    Symptom(
+        "no_gradient", "training", "a layer's gradient is exactly 0 at every step of a window, while the loss is above a tenth of a constant's", "Lu et al. 2020",
+        ("no_change", "plateau", "underfitting"), needs="light",
+    ),
+    Symptom(
+        "no_change", "training", "a layer's gradient is above a tenth of its first one, and its updates are below the rounding of its weights", "IEEE 754", ("plateau", "underfitting"),
+    ),
+    Symptom("clip_always", "training", "the clip cuts 99 % of all steps: their length is the clip's, not the gradient's", "Pascanu et al. 2013", ("plateau", "underfitting"), needs="light"),
+    Symptom(
+        "oscillating", "training", "in ten evaluations the validation loss (in full batches: in a window the training loss) goes up by more than e^2.5 altogether, turns at least six times, and stays above a tenth of a constant's",
+        "Cohen et al. 2021", ("plateau", "underfitting"), needs="off",
+    ),
+    Symptom("plateau", "training", "behind half of the budget the loss is above nine tenths of a constant's and changes by less than 1 % within a window", "regtrain: the best constant", ("underfitting",), needs="off"),
+    Symptom("label_noise", "generalisation", "rows keep the loss of a contradiction while the others are learned: only the loss of single rows can show it", "Arpit et al. 2017", ("overfitting",), needs=None),
+    Symptom(
+        "overfitting", "generalisation", "the validation loss has been above 1.2 times its best in each of the last three evaluations, and at least five after that best, while the training loss fell by a tenth; a note where the rise is below a tenth of a constant's loss",
+        "Prechelt 1998, Early Stopping: But When?", needs="off",
+    ),
+    Symptom("underfitting", "generalisation", "at the end of the budget the training loss is above 0.95 times that of the best constant", "Goodfellow et al. 2016, Deep Learning, 5.2", needs="off"),
 )  # fmt: skip
+"""A model that knows nothing answers 0; the best constant answers the mean of the targets, or the shares of the classes."""
 
 BY_NAME: dict[str, Symptom] = {symptom.name: symptom for symptom in SYMPTOMS}
 assert tuple(BY_NAME) == get_args(SymptomName)
+
+
+def judged(preset: Diagnostics) -> list[SymptomName]:
+    """What a job with this preset can be found to have; the others are not judged."""
+    return [symptom.name for symptom in SYMPTOMS if symptom.needs is not None and includes(preset, symptom.needs)]

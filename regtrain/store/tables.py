@@ -10,7 +10,7 @@ from enum import StrEnum
 from math import isfinite, isnan
 from typing import Any, cast
 
-from sqlalchemy import BigInteger, CheckConstraint, Column, DateTime, ForeignKey, Index, Integer, LargeBinary, MetaData, String, Table, UniqueConstraint, text
+from sqlalchemy import BigInteger, CheckConstraint, Column, DateTime, Double, ForeignKey, Index, Integer, LargeBinary, MetaData, String, Table, UniqueConstraint, text
 from sqlalchemy.engine import Dialect
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.types import JSON, TypeDecorator
@@ -31,6 +31,11 @@ def _text(*_: Any, **__: Any) -> str:
 @compiles(BigInteger, "sqlite")
 def _integer(*_: Any, **__: Any) -> str:
     return "INTEGER"
+
+
+@compiles(Double, "sqlite")
+def _real(*_: Any, **__: Any) -> str:
+    return "REAL"
 
 
 @compiles(LargeBinary, "sqlite")
@@ -211,6 +216,27 @@ runs = Table(
     _words("adaptation"),
     CheckConstraint(_one_of("state", RunState), name="runs_state"),
     CheckConstraint(f"stop_reason IS NULL OR {_one_of('stop_reason', StopReason)}", name="runs_stop_reason"),
+    sqlite_strict=True,
+    sqlite_with_rowid=False,
+)
+
+NUMBER: Double[float] = Double()
+
+symptoms = Table(
+    "symptoms",
+    metadata,
+    _job(primary_key=True),
+    _whole("run", primary_key=True, autoincrement=False),
+    Column("symptom", String, primary_key=True, nullable=False),
+    Column("layer", String, primary_key=True, nullable=False),
+    _whole("pack"),
+    _whole("step"),
+    _whole("done"),
+    Column("value", NUMBER, nullable=False),
+    Column("bound", NUMBER, nullable=False),
+    Column("severity", String, nullable=False),
+    Column("confidence", NUMBER, nullable=False),
+    _words("evidence", nullable=False),
     sqlite_strict=True,
     sqlite_with_rowid=False,
 )

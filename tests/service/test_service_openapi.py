@@ -58,6 +58,7 @@ def test_the_document_is_openapi_3_1_and_every_operation_is_explained(document: 
         "get /v1/jobs/{id}/path",
         "get /v1/jobs/{id}/curves",
         "get /v1/jobs/{id}/gradients",
+        "get /v1/jobs/{id}/diagnosis",
         "get /v1/jobs/{id}/model",
         "post /v1/datasets",
         "get /v1/datasets",

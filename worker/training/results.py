@@ -79,7 +79,7 @@ def of_runs(job: Job, running: Running) -> Iterator[RunFinished]:
         died = recorder.died.get(slot)
         yield RunFinished(
             run=run.index, state=RunState.FAILED if died else RunState.SUCCEEDED,
-            stop_reason=_stop_reason(pack, r, died=bool(died), ended=slot in recorder.ended),
+            stop_reason=_stop_reason(pack, r, died=bool(died), ended=slot in recorder.ended, symptom=slot in running.stopped),
             steps=recorder.ended.get(slot, job.steps), metrics=metrics, best=running.best.of(r),
             zeros={name: int((tensors[name][r] == 0).sum()) for p in (*pack.penalties, *pack.bounds) for name in p.tensors},
             coefficients=_coefficients(job, pack.spec, tensors, r), first_nonfinite=_named(job, died), certificate=None if died else certificate(r),
@@ -87,13 +87,15 @@ def of_runs(job: Job, running: Running) -> Iterator[RunFinished]:
         )  # fmt: skip
 
 
-def _stop_reason(pack: Pack, r: int, *, died: bool, ended: bool) -> StopReason:
+def _stop_reason(pack: Pack, r: int, *, died: bool, ended: bool, symptom: bool) -> StopReason:
     if died:
         return StopReason.DIVERGED
     converged = pack.directions.state.get("converged")
     if converged is not None and bool(converged[r]):
         return StopReason.CONVERGED
-    return StopReason.EARLY_STOPPING if ended else StopReason.BUDGET
+    if not ended:
+        return StopReason.BUDGET
+    return StopReason.SYMPTOM if symptom else StopReason.EARLY_STOPPING
 
 
 def finished(job: Job, tensors: dict[str, Tensor], runs: list[Run], answer: dict[str, Any]) -> Finished:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from regtrain.contract.datasets import feature_names
 from regtrain.contract.diagnostics import includes
-from regtrain.contract.events import Checkpointed, Log, Points
+from regtrain.contract.events import Checkpointed, Log, Noticed, Points
 from regtrain.contract.models import Lsuv
 from regtrain.contract.ranges import concrete
 from regtrain.contract.runs import Run
@@ -29,9 +29,14 @@ from worker.training.probes import Batch, due, probe
 from worker.training.ridge import Ridge
 from worker.training.step import step
 from worker.training.stopping import Best
+from worker.training.symptoms import Watch, known_of
+from worker.training.symptoms.window import EVERY, next_look
 
-COMPACT = 256
+COMPACT = EVERY
 """Steps between two looks at which runs still train. Fixed, so that the arithmetic of a run does not depend on timing."""
+
+WATCH = "watch/"
+"""What the tensors of the watch are called in a checkpoint."""
 
 
 class Running:
@@ -47,6 +52,10 @@ class Running:
         self.recorder = Recorder(index, len(members), trained=len(runs))
         self._whole: dict[str, Tensor] = {}
         self._solved: Ridge | None = None
+        self.watch = Watch(known_of(job, index, members, runs, fresh=begin is None))
+        self.stopped: set[int] = set()
+        """Places of the runs that a symptom has ended."""
+        self._ends = {symptom for symptom, what in job.spec.on_symptom.items() if what == "stop"}
         self._make(list(range(len(runs))), begin)
 
     @property
@@ -85,17 +94,37 @@ class Running:
             if metrics:
                 self.recorder.add_after(self.done, metrics, alive)
 
-    def report(self) -> Iterator[Points | Log]:
-        """The points since the last report, if there are any, and once a warning where they break a law of gradients."""
+    def report(self) -> Iterator[Points | Noticed | Log]:
+        """The points since the last report, if there are any, what is wrong by them, and once a warning where they break a law of gradients."""
         sound = self.recorder.broken is None
         with self.spending("report"):
             points = self.recorder.report(self.pack, self.slots, self.done)
         if points is not None:
             yield points
+            yield from self._noted(self.watch.see(points))
         if sound and self.recorder.broken is not None:
             yield Log("warning", f"a law of gradients does not hold in {self.recorder.broken}; a wrong gradient or a failing device: run `regtrain selftest` there")
 
-    def compact(self) -> Iterator[Points | Log]:
+    def obey(self) -> Iterator[Points | Noticed | Log]:
+        """At the end of a window, where a symptom is to end its run: reports, and stops those that have it. At fixed steps, so that a run does not depend on timing."""
+        if not self._ends or next_look(self.done - 1) != self.done:
+            return
+        yield from self.report()
+        if self.stopped:
+            going = torch.tensor([slot not in self.stopped for slot in self.slots], device=self.job.device)
+            self.pack.alive = self.pack.alive & going
+
+    def judged(self) -> Iterator[Noticed]:
+        """What the end tells, after the last report."""
+        yield from self._noted(self.watch.end(self.done))
+
+    def _noted(self, found: Iterator[Noticed]) -> Iterator[Noticed]:
+        for noticed in found:
+            if noticed.symptom in self._ends:
+                self.stopped.add(self.watch.known.runs.index(noticed.run))
+            yield noticed
+
+    def compact(self) -> Iterator[Points | Noticed | Log]:
         """At fixed steps: when at most half of the pack is alive, go on with those alone."""
         if self.done % COMPACT or self.pack.size == 1:
             return
@@ -123,13 +152,16 @@ class Running:
     def checkpoint(self, *, final: bool) -> Checkpointed:
         """Writes everything that is needed to go on bit for bit. The points up to here have been reported."""
         assert self.job.scratch is not None
-        about = {
+        about: dict[str, Any] = {
             "digest": self.job.digest, "pack": self.index, "step": self.done, "final": final, "places": self.places, "runs": [run.index for run in self.runs],
             "ended": {str(k): v for k, v in self.recorder.ended.items()}, "died": {str(k): v for k, v in self.recorder.died.items()},
             "environment": environment(self.job.device),
         }  # fmt: skip
+        arrays, about["watch"] = self.watch.state()
+        about["stopped"] = sorted(self.stopped)
+        watched = {f"{WATCH}{name}": torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
         with self.spending("save"):
-            saved = save(self.job.scratch / f"checkpoint-{self.index}-{self.done}.tmp", self._gathered(), about)
+            saved = save(self.job.scratch / f"checkpoint-{self.index}-{self.done}.tmp", self._gathered() | watched, about)
         return Checkpointed(pack=self.index, step=self.done, path=saved.path, sha256=saved.sha256)
 
     def restore(self, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
@@ -137,7 +169,9 @@ class Running:
         self.done = about["step"]
         self.recorder.ended = {int(k): v for k, v in about["ended"].items()}
         self.recorder.died = {int(k): v for k, v in about["died"].items()}
-        self._take(tensors, about["places"])
+        self.stopped = set(about["stopped"])
+        self.watch.restore({name.removeprefix(WATCH): tensor.cpu().numpy() for name, tensor in tensors.items() if name.startswith(WATCH)}, about["watch"])
+        self._take({name: tensor for name, tensor in tensors.items() if not name.startswith(WATCH)}, about["places"])
 
     @contextmanager
     def spending(self, on: str) -> Iterator[None]:

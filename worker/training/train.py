@@ -79,6 +79,7 @@ def _train_pack(job: Job, running: Running, state: Any, wants_checkpoint: Callab
     begin = saved = time.monotonic()
     while running.done < job.steps and running.living:
         running.update()
+        yield from running.obey()
         yield from running.compact()
         if running.recorder.due:
             yield from running.report()
@@ -87,6 +88,7 @@ def _train_pack(job: Job, running: Running, state: Any, wants_checkpoint: Callab
                 saved = time.monotonic()
     yield from running.report()
     job.seconds["step"] += time.monotonic() - begin
+    yield from running.judged()
     running.end()
     yield from results.of_runs(job, running)
     if job.scratch:

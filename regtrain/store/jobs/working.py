@@ -11,10 +11,10 @@ from pydantic import ValidationError
 from sqlalchemy import Connection, Row, bindparam, delete, func, insert, select, update
 
 from regtrain.contract.errors import NotFound, StaleAttempt
-from regtrain.contract.events import Checkpointed, Event, Finished, Log, PackBegun, Points, RunFinished, Started
+from regtrain.contract.events import Checkpointed, Event, Finished, Log, Noticed, PackBegun, Points, RunFinished, Started
 from regtrain.contract.job import JobSpec
 from regtrain.contract.states import Failure, Intent, RunState, State
-from regtrain.store import files, nudge, series
+from regtrain.store import files, nudge, series, symptoms
 from regtrain.store.database import Database
 from regtrain.store.jobs.moves import move
 from regtrain.store.jobs.progress import advanced, begun, best_run, ended, pack_begun
@@ -75,7 +75,7 @@ def heartbeat(db: Database, claim: Claim, *, step: int) -> Intent | None:
 
 
 def report(db: Database, claim: Claim, events: Sequence[Event]) -> None:
-    """Stores Started, PackBegun, Points, RunFinished and Log in one transaction, in their order. Without events it only asks whether the job is still ours.
+    """Stores Started, PackBegun, Points, Noticed, RunFinished and Log in one transaction, in their order. Without events it only asks whether the job is still ours.
 
     Raises:
         StaleAttempt: the job is no longer ours; nothing was stored.
@@ -93,6 +93,8 @@ def report(db: Database, claim: Claim, events: Sequence[Event]) -> None:
                 case Points():
                     series.append(connection, claim.job, event)
                     columns |= advanced(job, event, columns)
+                case Noticed():
+                    symptoms.note(connection, claim.job, event)
                 case RunFinished():
                     _run_finished(connection, claim, event)
                 case Log():
@@ -228,7 +230,9 @@ def _take(connection: Connection, data: Path, row: Row[Any], worker: str) -> Cla
         select(checkpoints).join(newest, (checkpoints.c.pack == newest.c.pack) & (checkpoints.c.step == newest.c.step)).where(checkpoints.c.job == row.id)
     ).all()
     if row.attempt > 0:
-        series.truncate(connection, row.id, {one.pack: one.step for one in kept})
+        reached = {one.pack: one.step for one in kept}
+        series.truncate(connection, row.id, reached)
+        symptoms.truncate(connection, row.id, reached)
     upload = connection.execute(select(datasets.c.path).where(datasets.c.id == row.dataset)).scalar() if row.dataset else None
     return Claim(
         job=row.id,

@@ -1,0 +1,224 @@
+"""Each criterion beside points made by hand: found in the layer and at the step where it was put, and not found where it was not."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+from symptom_points import STEPS, healthy, known, points, seen
+
+from regtrain.contract.diagnosis import sentence
+from worker.training.symptoms import Watch
+from worker.training.symptoms.known import Columns
+from worker.training.symptoms.slope import fall, t_below, t_quantile
+
+LAYERS = np.arange(5)
+
+
+def changed(**series: Any) -> dict[str, np.ndarray]:
+    """The healthy run with other numbers in some series: `gradient_norm=…`."""
+    return healthy() | {name.replace("_", "/", 1): np.asarray(value, float) for name, value in series.items()}
+
+
+def times(name: str, factor: Any) -> dict[str, np.ndarray]:
+    """The healthy run with one series multiplied."""
+    return healthy() | {name: healthy()[name] * np.asarray(factor, float)}
+
+
+def falling(total: float) -> np.ndarray:
+    """ln ‖δ‖² of layer 0 over that of layer 3 is `total`, on a straight line; the head's is that of layer 3."""
+    return np.exp(total / 2 * (3 - np.minimum(LAYERS, 3)) / 3)
+
+
+def zeroed(layers: list[int]) -> np.ndarray:
+    return np.where(np.isin(LAYERS, layers), 0.0, 1.0)
+
+
+def flat(level: float) -> np.ndarray:
+    return np.full((STEPS, 1), level)
+
+
+FULL_LOSS = flat(2.2)
+SWINGS = np.where(np.arange(STEPS) % 2, 0.5, 2.0)[:, None]
+CASES: dict[str, tuple[str, Mapping[str, Any], dict[str, Any], str | None, int | None, float | None]] = {
+    # name: symptom, values, facts, layer, step, value
+    "uneven columns": ("unscaled_inputs", healthy(), {"columns": Columns(("a", "b"), np.zeros(2), np.array([0.5, 100.0])), "input_rms": 70.7}, None, 0, 200.0),
+    "a mean far away": ("unscaled_inputs", healthy(), {"columns": Columns(("a",), np.array([300.0]), np.array([2.0])), "input_rms": 300.0}, None, 0, 150.0),
+    "large inputs": ("unscaled_inputs", healthy(), {"columns": Columns(("a", "b"), np.array([90.0, 95.0]), np.array([60.0, 70.0])), "input_rms": 112.0}, None, 0, 112.0),
+    "labels as numbers": ("wrong_output", healthy(), {"unordered": 10}, "head", 0, 10.0),
+    "first loss": ("poor_first_loss", times("loss/train", 4), {}, "head", 0, 4.0),
+    "saturated from the first": ("saturated", healthy() | {"activation/saturated": np.tile([0.1, 0.8, 0.9, 0.9, 0.0], (STEPS, 1, 1))}, {}, "layers.1", 0, 0.8),
+    "vanishing": ("vanishing_signal", times("signal/backward", falling(-7)), {}, "layers.0", 0, np.exp(-3.5)),
+    "exploding": ("exploding_signal", times("signal/backward", falling(7)), {}, "layers.0", 0, np.exp(3.5)),
+    "exploding in spite of normalization": ("exploding_signal", times("signal/backward", falling(25)), {"normalized": True}, "layers.0", 0, np.exp(12.5)),
+    "decay in front of batch norm": ("penalty_wasted", healthy(), {"wasted": "layers.1"}, "layers.1", 0, 1.0),
+    "NaN": ("non_finite", changed(loss_train=np.where(np.arange(STEPS)[:, None] == 40, np.nan, 1.0)), {}, None, 40, 1.0),
+    "an infinite entry": ("non_finite", changed(gradient_nonfinite=np.where((np.arange(STEPS)[:, None, None] >= 50) & (LAYERS < 3), 2.0, 0.0)), {}, "layers.2", 50, 6.0),
+    "worse than nothing": ("rate_too_high", changed(loss_train=np.where(np.arange(STEPS)[:, None] < 10, 2.3, 23.0)), {}, None, 31, 23 / np.log(10)),
+    "weights replaced": (
+        "rate_too_high", changed(loss_train=flat(2.303), update_ratio=np.where((np.arange(STEPS)[:, None, None] == 7) & (LAYERS == 2), 5.0, 0.01) * np.ones((STEPS, 1, 5))), {}, "layers.2", 7,
+        np.sqrt((25 + 4 * 1e-4) / 5),
+    ),
+    "dead units": ("dead_units", healthy() | {"activation/dead": np.tile([0.0, 0.96, 0.0, 0.0, 0.0], (STEPS, 1, 1))}, {"batch": 640, "per_epoch": 1}, "layers.1", 1, (0.96 - 0.999**640) / (1 - 0.999**640)),
+    "vanishing while it trains": (
+        "vanishing_gradient", changed(loss_train=FULL_LOSS, signal_backward=falling(-8) * np.ones((STEPS, 1, 5)), gradient_rms=falling(-8) * np.ones((STEPS, 1, 5))), {}, "layers.0", 1, np.exp(-4),
+    ),
+    "a jump": (
+        "exploding_gradient", changed(loss_train=np.where(np.arange(STEPS)[:, None] == 200, 50.0, 1.0), gradient_total=np.where(np.arange(STEPS)[:, None] == 200, 1e3, 2.0)), {}, "layers.0", 200, 500.0,
+    ),
+    "nothing comes back": (
+        "no_gradient", changed(loss_train=FULL_LOSS, gradient_norm=zeroed([0, 1, 2]) * np.ones((STEPS, 1, 5)), signal_backward=zeroed([0, 1]) * np.ones((STEPS, 1, 5))), {}, "layers.1", 1, 0.0,
+    ),
+    "nothing moves": ("no_change", changed(loss_train=FULL_LOSS, gradient_norm=np.ones((STEPS, 1, 5)), update_ratio=0.01 * zeroed([3]) * np.ones((STEPS, 1, 5))), {}, "layers.3", 1, 0.0),
+    "penalties lead": ("penalty_dominates", changed(loss_train=FULL_LOSS) | {"penalty_gradient/norm": 50 * healthy()["gradient/norm"]}, {}, "layers.0", 1, 50.0),
+    "penalties empty the net": (
+        "penalty_dominates", changed(loss_train=FULL_LOSS, weight_norm=np.where(np.arange(STEPS)[:, None, None] < 1, 1.0, 0.001) * np.ones((STEPS, 1, 5))) | {"penalty_gradient/norm": 0 * healthy()["gradient/norm"]},
+        {}, "layers.0", 1, 0.001,
+    ),
+    "penalties unfelt": ("penalty_invisible", healthy() | {"penalty_gradient/norm": 1e-5 * healthy()["gradient/norm"]}, {}, None, STEPS, 1e-5),
+    "penalties in balance": (
+        "penalty_fights", changed(loss_train=FULL_LOSS) | {"penalty_gradient/norm": healthy()["gradient/norm"], "penalty_gradient/cosine": np.full((STEPS, 1, 5), -0.95)}, {}, "layers.0", 1, -0.95,
+    ),
+    "clipped": ("clip_always", healthy() | {"gradient/clipped": np.ones((STEPS, 1))}, {}, None, STEPS, 1.0),
+    "swings": ("oscillating", changed(loss_train=SWINGS), {"batch": 640, "per_epoch": 1}, None, 96, 15 * np.log(4)),
+    "stands still": ("plateau", changed(loss_train=FULL_LOSS), {}, None, 32, 2.2 / np.log(10)),
+    "too slow": ("rate_too_low", changed(loss_train=np.linspace(2.303, 2.29, STEPS)[:, None], gradient_norm=np.ones((STEPS, 1, 5)), update_ratio=np.full((STEPS, 1, 5), 1e-4)), {}, None, STEPS, STEPS * 1e-4),
+    "nothing learned": ("underfitting", changed(loss_train=FULL_LOSS), {}, None, STEPS, 2.2 / np.log(10)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_was_put_in_is_found_where_it_was_put(case: str) -> None:
+    symptom, values, facts, layer, step, value = CASES[case]
+    found = next(one for one in seen(values, **facts) if one.symptom == symptom)
+    assert (found.run, found.layer, found.step) == (0, layer, step)
+    assert value is None or found.value == pytest.approx(value, rel=1e-6)
+    assert 0.5 <= found.confidence <= 1
+    assert "?" not in sentence(found)
+
+
+def test_a_healthy_run_has_none() -> None:
+    assert seen(healthy()) == []
+
+
+NEAR: dict[str, tuple[str, Mapping[str, Any], dict[str, Any]]] = {
+    "columns of one size": ("unscaled_inputs", healthy(), {"columns": Columns(("a", "b"), np.zeros(2), np.array([1.0, 90.0])), "input_rms": 20.0}),
+    "He's first loss": ("poor_first_loss", times("loss/train", 2.5), {}),
+    "a shallow fall": ("vanishing_signal", times("signal/backward", falling(-5.9)), {}),
+    "a fall on no line": ("vanishing_signal", times("signal/backward", [0.03, 3.0, 1.0, 1.0, 1.0]), {}),
+    "batch norm's rise": ("exploding_signal", times("signal/backward", falling(13)), {"normalized": True}),
+    "sparse at batch 1": ("dead_units", healthy() | {"activation/dead": np.full((STEPS, 1, 5), 0.8)}, {"batch": 1, "per_epoch": 640}),
+    "sparse in batches": ("dead_units", healthy() | {"activation/dead": np.full((STEPS, 1, 5), 0.93)}, {}),
+    "zero gradients of a solved problem": ("no_gradient", times("loss/train", 1e-3) | {"gradient/norm": np.zeros((STEPS, 1, 5))}, {}),
+    "small updates of a solved problem": ("no_change", times("loss/train", 1e-3) | {"update/ratio": np.zeros((STEPS, 1, 5))}, {}),
+    "warm-up": ("no_change", healthy() | {"learning_rate": np.linspace(1e-9, 0.1, STEPS)[:, None], "update/ratio": np.zeros((STEPS, 1, 5))}, {}),
+    "decay beside Adam": ("penalty_dominates", changed(loss_train=FULL_LOSS) | {"penalty_gradient/norm": 50 * healthy()["gradient/norm"]}, {"decoupled": True}),
+    "the balance of a trained net": (
+        "penalty_fights",
+        healthy() | {"penalty_gradient/norm": healthy()["gradient/norm"], "penalty_gradient/cosine": np.full((STEPS, 1, 5), -0.99)},
+        {},
+    ),
+    "a spike of one batch": ("exploding_gradient", times("gradient/total", np.where(np.arange(STEPS)[:, None] == 200, 500.0, 1.0)), {}),
+    "noise of small batches": ("oscillating", changed(loss_train=SWINGS), {"batch": 1, "per_epoch": 640}),
+    "a start from trained weights": ("poor_first_loss", times("loss/train", 4), {"fresh": False}),
+    "an early plateau": ("plateau", changed(loss_train=FULL_LOSS), {"steps": 10_000}),
+    "one layer's weights replaced while it learns": ("rate_too_high", healthy() | {"update/ratio": np.full((STEPS, 1, 5), 2.0)}, {}),
+    "an early stop": ("underfitting", changed(loss_train=FULL_LOSS), {"steps": 1000}),
+}
+
+
+@pytest.mark.parametrize("case", NEAR)
+def test_what_only_looks_like_it_is_not_found(case: str) -> None:
+    symptom, values, facts = NEAR[case]
+    assert symptom not in {one.symptom for one in seen(values, **facts)}
+
+
+def test_validation_tells_overfitting_and_swings() -> None:
+    at = np.arange(10, STEPS + 1, 10)
+    rising = np.interp(at, [0, 60, 256], [2.0, 1.0, 2.0])
+    [found] = [one for one in seen(healthy(), after={"loss/val": (at, rising)}) if one.symptom == "overfitting"]
+    assert (found.layer, found.severity) == (None, "warning")
+    assert found.evidence["best"] == 1.0
+    assert not seen(healthy(), after={"loss/val": (at, rising)}, restores=True), "the best weights are given back"
+    assert not seen(healthy(), after={"loss/val": (at, np.interp(at, [0, 60, 256], [2.0, 1.0, 1.15]))}), "a tenth is no rise for good"
+    swinging = np.where(np.arange(len(at)) % 2, 0.4, 2.0)
+    assert [one.symptom for one in seen(healthy(), after={"loss/val": (at, swinging)})] == ["oscillating"]
+
+
+def test_a_rare_class_is_a_symptom_where_it_is_never_answered() -> None:
+    at = np.arange(10, STEPS + 1, 10)
+    facts = {"class_rows": (1000, 20), "majority": 0.98}
+    losses = {"loss/val": (at, np.linspace(1, 0.5, len(at)))}
+    assert [one.symptom for one in seen(healthy(), after=losses | {"accuracy/val": (at, np.full(len(at), 0.98))}, **facts)] == ["class_imbalance"]
+    assert seen(healthy(), after=losses | {"accuracy/val": (at, np.full(len(at), 0.985))}, **facts) == []
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("factor", [1e-6, 1e6])
+def test_a_scaled_loss_gives_the_same_verdict(case: str, factor: float) -> None:
+    """With lr, λ and clip scaled along: losses, gradients and penalties times the factor; weights, updates, ratios as they are."""
+    _, values, facts, *_ = CASES[case]
+    moved = ("loss/train", "gradient/norm", "gradient/rms", "gradient/total", "signal/backward", "penalty_gradient/norm")
+    scaled = {name: value * factor if name in moved else value / factor if name == "learning_rate" else value for name, value in values.items()}
+    losses = {name: known(**facts).__dict__[name] * factor for name in ("nothing", "constant")}
+
+    def verdicts(found: Any) -> list[Any]:
+        return [(one.symptom, one.layer, one.step, one.severity, pytest.approx(one.value, rel=1e-9), pytest.approx(one.confidence, rel=1e-9)) for one in found]
+
+    assert verdicts(seen(scaled, **facts | losses)) == verdicts(seen(values, **facts))
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("cuts", [(1,), (5, 31, 32, 33, 200), tuple(range(1, STEPS, 7))])
+def test_how_reports_were_cut_changes_nothing(case: str, cuts: tuple[int, ...]) -> None:
+    _, values, facts, *_ = CASES[case]
+    assert seen(values, cuts=cuts, **facts) == seen(values, **facts)
+
+
+@pytest.mark.parametrize("at", [1, 20, 128, 200])
+def test_a_watch_goes_on_from_its_state(at: int) -> None:
+    """Killed and resumed at any step: the same symptoms, each once."""
+    for case in CASES:
+        _, values, facts, *_ = CASES[case]
+        first, second = Watch(known(**facts)), Watch(known(**facts))
+        found = list(first.see(points(values, last=at)))
+        second.restore(*first.state())
+        found += [*second.see(points(values, first=at)), *second.end(STEPS)]
+        assert found == seen(values, **facts), case
+
+
+def test_points_behind_the_end_of_a_run_are_not_looked_at() -> None:
+    values = changed(loss_train=np.where(np.arange(STEPS)[:, None] >= 40, np.nan, 1.0))
+    assert {one.symptom for one in seen(values, counts=40)} == set()
+    assert {one.symptom for one in seen(values, counts=41)} == {"non_finite"}
+
+
+def test_what_is_not_recorded_is_not_judged() -> None:
+    assert seen({"loss/train": healthy()["loss/train"]}) == []
+    found = seen({"loss/train": FULL_LOSS})
+    assert {one.symptom for one in found} == {"plateau", "underfitting"}
+
+
+def test_the_interval_of_a_fall_is_that_of_least_squares() -> None:
+    rng = np.random.default_rng(0)
+    logs = 0.5 * np.arange(12) + rng.normal(size=12)
+    line: Any = stats.linregress(np.arange(12), logs)
+    found = fall(logs)
+    assert found is not None
+    assert found.fitted == pytest.approx(-line.slope * 11, rel=1e-12)
+    assert found.half == pytest.approx(stats.t.ppf(0.975, 10) * line.stderr * 11, rel=1e-8)
+    assert found.confidence(2.0) == pytest.approx(stats.t.cdf((abs(found.fitted) - 2) / (line.stderr * 11), 10), rel=1e-8)
+    assert fall(np.array([1.0, 2.0])) is None
+
+
+@pytest.mark.parametrize("freedom", [1, 2, 5, 32])
+def test_students_t(freedom: int) -> None:
+    for t in (-3.0, 0.0, 0.7, 12.0):
+        assert t_below(t, freedom) == pytest.approx(stats.t.cdf(t, freedom), abs=1e-9)
+    assert t_quantile(0.975, freedom) == pytest.approx(stats.t.ppf(0.975, freedom), rel=1e-7)
+
+
+def test_each_symptom_is_told_once_a_run() -> None:
+    found = seen({"loss/train": np.full((1024, 1), 2.2)}, steps=1024)
+    assert sorted(one.symptom for one in found) == ["plateau", "underfitting"]

@@ -1,0 +1,174 @@
+"""Points as windows of fixed steps, whatever the reports were cut into, and what is remembered of the windows before."""
+
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from regtrain.contract.symptoms import Severity, SymptomName
+from worker.training.symptoms.known import Known
+
+Array = NDArray[np.float64]
+EVERY = 256
+FIRST = (1, 32, 128)
+"""Updates after which a window ends, and from then on every EVERY: what is wrong at once is seen early, and later looking costs little."""
+WATCHED = (
+    "loss/train", "gradient/total", "gradient/norm", "gradient/rms", "gradient/nonfinite", "gradient/clipped", "signal/backward", "weight/norm", "update/ratio",
+    "penalty_gradient/norm", "penalty_gradient/cosine", "learning_rate", "activation/dead", "activation/saturated",
+)  # fmt: skip
+AFTER = ("loss/val", "accuracy/val", "curvature/sharpness")
+"""Series whose point t follows t updates."""
+THIN = 64
+"""Steps of a window that a median is taken over: every fourth of 256."""
+KEPT = 10
+"""Evaluations that are remembered."""
+
+
+def next_look(done: int) -> int:
+    """The end of the window that update `done` belongs to."""
+    return next((end for end in FIRST if end > done), (done // EVERY + 1) * EVERY)
+
+
+@dataclass(frozen=True)
+class Window:
+    """Consecutive steps of R runs; of run r the first `counts[r]` are points, what follows is NaN."""
+
+    first: int
+    done: int
+    """Updates done at its end."""
+    counts: NDArray[np.int64]
+    values: dict[str, Array]
+    """Series → (n, R) or (n, R, L)."""
+    steps: dict[str, NDArray[np.int64]]
+    last: bool = False
+    """The runs have ended."""
+    _medians: dict[str, Array] = field(default_factory=dict[str, Array])
+
+    def has(self, *names: str) -> bool:
+        return all(name in self.values and len(self.values[name]) for name in names)
+
+    def median(self, name: str) -> Array:
+        """Over the window; NaN where a run did not reach its end.  (R,) or (R, L)"""
+        if name not in self._medians:
+            values = self.values[name]
+            self._medians[name] = np.median(values[:: max(1, len(values) // THIN)], axis=0)
+        return self._medians[name]
+
+    def late(self, name: str) -> Array:
+        """Median over the last quarter.  (R,) or (R, L)"""
+        values = self.values[name]
+        return np.median(values[-max(1, len(values) // 4) :], axis=0)
+
+    @property
+    def length(self) -> int:
+        return len(self.values["loss/train"]) if "loss/train" in self.values else 0
+
+
+@dataclass(frozen=True)
+class Past:
+    """What earlier windows leave behind, (R, …) each; NaN where nothing is known yet."""
+
+    first_loss: Array
+    first_gradient: Array
+    first_weight: Array
+    before_loss: Array
+    """Median of the window before."""
+    before_gradient: Array
+    moved: Array
+    """Σ‖Δw‖/‖w‖ over all layers together and all updates so far."""
+    visible: Array
+    """The largest ‖λ∇R‖/‖∇L‖ of any layer so far."""
+    clipped: Array
+    """Steps that were cut, and all.  (R, 2)"""
+    sharp: Array
+    """Probes in a row that found lr·sharpness too high."""
+    evaluated: Array
+    """The last validation losses, the newest last.  (R, KEPT)"""
+    accuracy: Array
+    best: Array
+    """Lowest validation loss, evaluations since, and the median training loss of its window.  (R, 3)"""
+
+    @staticmethod
+    def begin(runs: int, layers: int) -> "Past":
+        def unknown(*more: int) -> Array:
+            return np.full((runs, *more), np.nan)
+
+        zero = np.zeros
+        best = np.column_stack([np.full(runs, np.inf), zero(runs), unknown()])
+        return Past(unknown(), unknown(layers), unknown(layers), unknown(), unknown(), zero(runs), zero(runs), zero((runs, 2)), zero(runs), unknown(KEPT), unknown(KEPT), best)
+
+    def with_evaluations(self, window: Window) -> "Past":
+        """The evaluations of a window are known as it is judged."""
+        if not window.has("loss/val"):
+            return self
+        losses = window.values["loss/val"].T  # (R, m)
+        lowest, at = losses.min(1), np.argmin(losses, 1)
+        better = lowest < self.best[:, 0]
+        since = np.where(better, losses.shape[1] - 1 - at, self.best[:, 1] + losses.shape[1])
+        train = np.where(better, window.median("loss/train") if window.has("loss/train") else np.nan, self.best[:, 2])
+        best = np.column_stack([np.where(better, lowest, self.best[:, 0]), since, train])
+        accuracy = np.hstack([self.accuracy, window.values["accuracy/val"].T])[:, -KEPT:] if window.has("accuracy/val") else self.accuracy
+        return replace(self, evaluated=np.hstack([self.evaluated, losses])[:, -KEPT:], best=best, accuracy=accuracy)
+
+    def after(self, window: Window) -> "Past":
+        """With what later windows are to know of this one."""
+        changes: dict[str, Array] = {}
+        if window.has("loss/train"):
+            if window.first == 0:
+                changes["first_loss"] = window.values["loss/train"][0]
+            changes["before_loss"] = window.median("loss/train")
+        if window.has("gradient/norm"):
+            if window.first == 0:
+                changes["first_gradient"] = window.values["gradient/norm"][0]
+            changes["before_gradient"] = window.median("gradient/total")
+        if window.has("weight/norm") and window.first == 0:
+            changes["first_weight"] = window.values["weight/norm"][0]
+        if window.has("update/ratio"):
+            changes["moved"] = self.moved + np.nansum(moved(window), axis=0)
+        if window.has("penalty_gradient/norm"):
+            changes["visible"] = np.fmax(self.visible, np.nanmax(np.where(np.isfinite(ratio := share(window)), ratio, 0.0), axis=(0, 2)))
+        if window.has("gradient/clipped"):
+            cut = window.values["gradient/clipped"]
+            changes["clipped"] = self.clipped + np.stack([np.nansum(cut, axis=0), np.isfinite(cut).sum(0)], 1)
+        return replace(self, **changes)
+
+
+def moved(window: Window) -> Array:
+    """‖Δw‖/‖w‖ of all layers together, at each step.  (n, R)"""
+    lengths = window.values["weight/norm"]
+    updates = np.where(lengths > 0, window.values["update/ratio"] * lengths, 0.0)
+    return np.sqrt((updates**2).sum(2) / np.fmax((lengths**2).sum(2), 1e-300))
+
+
+def share(window: Window) -> Array:
+    """‖λ∇R‖/‖∇L‖ of each layer at each step; 0 where nothing is penalised.  (n, R, L)"""
+    penalty = window.values["penalty_gradient/norm"]
+    return np.where(penalty > 0, penalty / np.fmax(window.values["gradient/norm"], 1e-300), 0.0)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A criterion that a run meets: `Noticed` without its name."""
+
+    symptom: SymptomName
+    place: int
+    """Of the run in the pack."""
+    layer: str | None
+    step: int
+    value: float
+    bound: float
+    severity: Severity
+    confidence: float
+    evidence: dict[str, float | str]
+
+
+def sure(value: float, bound: float) -> float:
+    """How clearly a threshold is passed: ½ at the bound, 0.95 at ten times it (a tenth of it, where it is a lower one)."""
+    if value <= 0 or bound <= 0 or not np.isfinite(value):
+        return 1.0
+    return 1 - 0.5 * min(value / bound, bound / value)
+
+
+def judged(known: Known, window: Window) -> bool:
+    """Whether enough steps are there to say something of a course."""
+    return window.first > 0 and window.length >= 16 and len(known.runs) > 0

@@ -12,7 +12,8 @@ from regtrain.contract.diagnostics import Diagnostics
 from regtrain.contract.events import Noticed
 from regtrain.contract.symptoms import BY_NAME, SYMPTOMS, Severity, SymptomName, judged
 
-ORDER = {symptom.name: place for place, symptom in enumerate(SYMPTOMS)}
+ORDER: dict[SymptomName, int] = {symptom.name: place for place, symptom in enumerate(SYMPTOMS)}
+RANK: dict[Severity, int] = {"note": 0, "warning": 1, "critical": 2}
 GRAVE: tuple[Severity, ...] = ("warning", "critical")
 """Severities that make a verdict; a note is told and changes none."""
 
@@ -154,7 +155,7 @@ def _in_runs(name: SymptomName, each: Sequence[OfRun], runs: int) -> InRuns:
     having = tuple(dict.fromkeys(noticed.run for noticed in mine))
     layers = [noticed.layer for noticed in mine if noticed.layer]
     often = tuple(sorted(dict.fromkeys(layers), key=lambda layer: -layers.count(layer)))
-    severity = max((noticed.severity for noticed in mine), key=("note", *GRAVE).index)
+    severity = max(mine, key=lambda noticed: RANK[noticed.severity]).severity
     text = sentence(mine[0]) if runs == 1 else f"In {len(having)} of {runs} runs, such as run {mine[0].run}: {sentence(mine[0])}"
     return InRuns(name, having, sum(_has_root(one, name) for one in each), often, severity, text)
 

@@ -15,7 +15,7 @@ from sqlalchemy.exc import IntegrityError
 
 from regtrain.contract.datasets import Facts
 from regtrain.contract.errors import Conflict, NotFound, SpecRefused, StaleAttempt, Warned
-from regtrain.contract.events import Checkpointed, Failed, Finished, Log, RunFinished
+from regtrain.contract.events import Checkpointed, Failed, Finished, Log, Noticed, RunFinished
 from regtrain.contract.job import given_of, parse, resolved
 from regtrain.contract.states import FINAL, TRANSITIONS, Failure, Intent, RunState, State, StopReason
 from regtrain.store import datasets, files, jobs, runs, series, workers
@@ -255,7 +255,7 @@ def test_delete_takes_every_row_and_file_of_a_rich_job(db: Database) -> None:
     job = act.submit(db, idempotency=("key", "digest"), metadata={"team": "vision"})
     held = act.claim(db)
     report = act.points(loss_train=(range(600), np.arange(600.0)), gradient_norm=(range(600), np.ones((600, 1, 2))))
-    jobs.report(db, held, [act.started(), report, Log("info", "hello")])
+    jobs.report(db, held, [act.started(), report, Noticed(0, "plateau", None, 128, 0.99, 0.9, "warning", 0.5), Log("info", "hello")])
     act.checkpoint(db, held, step=600)
     act.finish(db, held)
     assert all(rows for name, rows in act.everything(db).items() if name not in ("datasets", "workers", "rates"))

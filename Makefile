@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 CODE := regtrain service worker tests docs benchmarks
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up test check docs bench bench-gpu results sequences claim clean
+.PHONY: help setup demo up test check docs bench bench-gpu results sequences claim faults clean
 
 help: ## what there is to make
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -37,6 +37,7 @@ check: setup ## formatting, lint, types, import rules, generated docs
 	$(BIN)/python docs/reference.py --check
 	$(BIN)/python docs/results.py --check
 	$(BIN)/python docs/claim.py --check
+	$(BIN)/python docs/fault_bench.py --check
 
 docs: setup ## write docs/reference.md from the catalogue
 	$(BIN)/python docs/reference.py
@@ -61,6 +62,11 @@ sequences: setup ## train recurrent nets with plain SGD, a clip, a clip and Ω, 
 claim: setup ## train 1,600 deep nets and write docs/does-regularization-fix-gradients.md: ten minutes on two quiet cores
 	@OMP_NUM_THREADS=1 PYTHONPATH=. $(BIN)/python benchmarks/claim.py
 	$(BIN)/python docs/claim.py
+
+faults: setup ## break 840 nets in known ways, train 665 sound ones beside them, try remedies, and write docs/fault-bench.md: a quarter of an hour
+	@OMP_NUM_THREADS=1 PYTHONPATH=. $(BIN)/python -m benchmarks.faults
+	@OMP_NUM_THREADS=1 PYTHONPATH=. $(BIN)/python -m benchmarks.faults.repair
+	$(BIN)/python docs/fault_bench.py
 
 clean: ## remove everything that was generated
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -17,7 +17,7 @@ COMMANDS = {command.name or (command.callback.__name__ if command.callback else 
 TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
 
 
-@pytest.mark.parametrize("writer", ["reference.py", "results.py", "claim.py"])  # from the catalogue, and from what was measured
+@pytest.mark.parametrize("writer", ["reference.py", "results.py", "claim.py", "fault_bench.py"])  # from the catalogue, and from what was measured
 def test_a_page_that_is_written_is_fresh(writer: str) -> None:
     done = subprocess.run([sys.executable, ROOT / "docs" / writer, "--check"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -40,7 +40,7 @@ def test_commands_that_are_shown_exist(page: Path) -> None:
 
 
 def test_the_makefile_has_what_newcomers_are_told() -> None:
-    assert {"setup", "demo", "up", "test", "check", "docs", "bench", "bench-gpu", "results", "sequences", "claim", "clean"} <= TARGETS
+    assert {"setup", "demo", "up", "test", "check", "docs", "bench", "bench-gpu", "results", "sequences", "claim", "faults", "clean"} <= TARGETS
 
 
 @pytest.mark.parametrize("command", sorted(COMMANDS - {"serve", "work", "run"}))

@@ -1,0 +1,167 @@
+"""Writes docs/fault-bench.md from benchmarks/results/faults.json: `python docs/fault_bench.py`; with `--check`, says whether the page is what it would write.
+
+`make faults` measures first (benchmarks/faults).
+"""
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any
+
+PAGE = Path(__file__).with_name("fault-bench.md")
+MEASURED = Path(__file__).parents[1] / "benchmarks" / "results" / "faults.json"
+REPAIRED = MEASURED.with_name("repairs.json")
+Row = dict[str, Any]
+OURS = "this project"
+
+
+def page(entries: list[Row]) -> str:
+    """The whole page, from the newest entry."""
+    return "\n".join([*_introduction(), *([] if not entries else _measured(entries[-1], entries[-1]["rows"][0]))]) + "\n"
+
+
+def _introduction() -> Iterator[str]:
+    yield "# The fault bench"
+    yield ""
+    yield "Written by `make faults`: jobs that learn, each broken in a named way (`benchmarks/faults/cases.py`), and sound ones, among them those that thresholds take for broken: single rows a batch, warm-up, smoothed labels, pixels that are always 0, gradients that are tiny because all is learned. Digits and breast cancer with nets of 3 layers; blobs and circles with nets of width 5 and 6 to 18 layers, as in AutoTrainer's recipe (Zhang et al. 2021)."
+    yield ""
+    yield "Not in it, since a spec cannot say them: detached layers, gradients that are not zeroed, exponential units, biases that begin dead, a loss on outputs that have been through a softmax twice, layers frozen by intent, a loss multiplied by 1e±6 with everything else as it was."
+    yield ""
+    yield "- A net **is struck** if it was broken and did not learn: its accuracy on held-out rows is below the problem's floor. What was broken without an effect is counted apart."
+    yield "- **Detected**: an alarm, whatever it says. **Cause named**: what the detector gives as the cause is what was done. Tables of thresholds give none, so whatever they say counts. **Mentioned**: said anywhere, cause or not. **Layer**: the layer that is named is where it was done, for faults that have a place."
+    yield "- **False alarms**: sound nets that learned, and were reported. Notes are no alarms."
+    yield "- Intervals are Wilson's, 95 %. Seeds of a case are not independent draws of a fault: the intervals say how sure the figure is for these cases, not for others."
+
+
+def _measured(entry: Row, row: Row) -> Iterator[str]:
+    found, seeds = entry["hardware"], len(row["cases"][0]["accuracy"])
+    yield ""
+    yield f"{row['broken']} broken nets and {row['sound']} sound ones ({row['sound that learned']} of them learned), {seeds} seed{'s' if seeds > 1 else ''} a case, diagnostics `{row['diagnostics']}`, {sum(row['seconds'].values()):.0f} s of training in all. {found['cpu']}, one thread, Python {found['python']}, torch {found['torch']}, load {found['load']:.1f}; {entry['when'][:10]}."
+    yield from ["", "## All detectors, from the same series", ""]
+    columns = {
+        "detected": "struck nets detected",
+        "named": "cause named",
+        "mentioned": "mentioned",
+        "localised": "layer",
+        "false alarms": "false alarms",
+        "detected, all": "all broken nets detected",
+    }
+    yield from _table(["", *columns.values()], [[name, *(_share(of[column]) for column in columns)] for name, of in row["detectors"].items()])
+    yield ""
+    yield f"Repair by another seed alone, the rest as it was: {_share(row['reseeded'])} of the struck nets learn with the next seed."
+    yield from _repairs()
+    yield from [
+        "",
+        "## Fault by fault",
+        "",
+        "Of the struck nets of each case: how many each detector detected; then, of this project, after how many updates it said so (median), and whether it named cause and layer.",
+        "",
+    ]
+    yield from _table(
+        ["fault", "problem: case", "struck", "accuracy", *(f"detected, {name}" for name in row["detectors"]), "alarm after updates", "cause named", "layer", "given as the cause"],
+        [_fault(case, list(row["detectors"])) for case in row["cases"] if case["kind"]],
+    )
+    yield from ["", "## Sound nets that were reported", "", "By this project, seed by seed; and nets made to be sound that did not learn.", ""]
+    yield from _table(
+        ["problem: case", "accuracy", "validation loss, end over best", "reported", "alarms"],
+        [_sound(case) for case in row["cases"] if not case["kind"] and (any(case["said"][OURS]["detected"]) or min(case["accuracy"]) < case["floor"])],
+    )
+    yield from ["", "## Seed by seed", "", "Accuracy on held-out rows of each seed; `D` detected, `N` cause named, `L` layer, `·` not; by this project.", ""]
+    yield from _table(["problem: case", "seeds"], [[_title(case), "; ".join(_seed(case, place) for place in range(seeds))] for case in row["cases"] if case["kind"]])
+
+
+def _repairs() -> Iterator[str]:
+    """Of the newest entry of benchmarks/results/repairs.json."""
+    yield from ["", "## Repair", ""]
+    if not REPAIRED.exists():
+        yield "Not measured yet."
+        return
+    entry = json.loads(REPAIRED.read_text(encoding="utf-8"))[-1]
+    row, found = entry["rows"][0], entry["hardware"]
+    yield f"Of every kind of fault the first case of each problem that was struck ({len(row['cases'])} cases). What is to be cured is the cause that the diagnosis gave, right or wrong; beside its remedies as many random changes of the same paths, and the broken spec itself with other seeds. Half of the seeds choose the best of each, the other half judge: accuracy on held-out rows above the problem's floor. {row['cost']:.1f} trainings a case and seed on each side on average. Load {found['load']:.1f}; {entry['when'][:10]}."
+    yield ""
+    names = {"control": "another seed", "remedy": "remedies", "random": "random search, same budget"}
+    yield from _table(
+        ["", "judging runs that learned", "cases that ended worse than the control"],
+        [[words, _share(row["repaired"][name]), _share(row["worse"][name]) if name in row["worse"] else ""] for name, words in names.items()],
+    )
+    yield ""
+    yield from _table(
+        ["problem: case", "to be cured", "another seed", "best remedy", "its accuracy", "best random change, accuracy"],
+        [[_title(case), case["symptom"] or "unknown", _accuracies(case["control"]), *(_contestant(case["remedy"])), _contestant(case["random"])[1]] for case in row["cases"]],
+    )
+
+
+def _contestant(one: Row | None) -> tuple[str, str]:
+    return ("none", "") if one is None else (one["label"], _accuracies(one["accuracy"]))
+
+
+def _accuracies(values: list[float]) -> str:
+    return " ".join(f"{value:.2f}" for value in values)
+
+
+def _fault(case: Row, detectors: list[str]) -> list[str]:
+    struck = [place for place, accuracy in enumerate(case["accuracy"]) if accuracy < case["floor"]]
+
+    def hits(name: str, what: str) -> str:
+        return f"{sum(case['said'][name][what][place] for place in struck)}/{len(struck)}" if struck else ""
+
+    causes = [cause for place in struck for cause in case["roots"][place]]
+    often = max(dict.fromkeys(causes), key=causes.count) if causes else ""
+    return [
+        case["kind"], _title(case), f"{len(struck)} of {len(case['accuracy'])}", f"{fmean(case['accuracy']):.2f}", *(hits(name, "detected") for name in detectors),
+        _when(case, struck), hits(OURS, "named") if case["root"] else "no word for it", hits(OURS, "localised") if case["layers"] else "", often,
+    ]  # fmt: skip
+
+
+def _when(case: Row, struck: list[int]) -> str:
+    """Median over the struck seeds that were noticed."""
+    known = [case["noticed"][place] for place in struck if case["noticed"][place] is not None]
+    return f"{median(known):g}" if known else ""
+
+
+def _sound(case: Row) -> list[str]:
+    reported = case["said"][OURS]["detected"]
+    return [
+        _title(case),
+        " ".join(f"{accuracy:.2f}" for accuracy in case["accuracy"]),
+        " ".join(f"{risen:.2g}" for risen in case["risen"]),
+        f"{sum(reported)} of {len(reported)}",
+        ", ".join(sorted({name for names in case["alarms"] for name in names})),
+    ]
+
+
+def _seed(case: Row, place: int) -> str:
+    said = case["said"][OURS]
+    marks = [letter if said[what][place] else "·" for letter, what, asked in (("D", "detected", True), ("N", "named", case["root"]), ("L", "localised", case["layers"])) if asked]
+    return f"{case['accuracy'][place]:.2f} {''.join(marks)}"
+
+
+def _title(case: Row) -> str:
+    return f"{case['group'].split(':')[0]}: {case['case']}"
+
+
+def _share(of: Row) -> str:
+    return f"{100 * of['share']:.1f} % ({100 * of['low']:.1f} to {100 * of['high']:.1f}; {of['hits']} of {of['of']})" if of["of"] else ""
+
+
+def _table(head: list[str], rows: list[list[str]]) -> Iterator[str]:
+    for row in (head, ["---"] * len(head), *rows):
+        yield "| " + " | ".join(row) + " |"
+
+
+def main(arguments: list[str]) -> int:
+    fresh = page(json.loads(MEASURED.read_text(encoding="utf-8")) if MEASURED.exists() else [])
+    if arguments == ["--check"]:
+        if not PAGE.exists() or PAGE.read_text(encoding="utf-8") != fresh:
+            print("docs/fault-bench.md is not what benchmarks/results/faults.json says: python docs/fault_bench.py", file=sys.stderr)
+            return 1
+        return 0
+    PAGE.write_text(fresh, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

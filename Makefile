@@ -63,9 +63,8 @@ claim: setup ## train 1,600 deep nets and write docs/does-regularization-fix-gra
 	@OMP_NUM_THREADS=1 PYTHONPATH=. $(BIN)/python benchmarks/claim.py
 	$(BIN)/python docs/claim.py
 
-faults: setup ## break 840 nets in known ways, train 665 sound ones beside them, try remedies, and write docs/fault-bench.md: a quarter of an hour
+faults: setup ## break 840 nets in known ways, train 665 sound ones beside them, and write docs/fault-bench.md: a quarter of an hour
 	@OMP_NUM_THREADS=1 PYTHONPATH=. $(BIN)/python -m benchmarks.faults
-	@OMP_NUM_THREADS=1 PYTHONPATH=. $(BIN)/python -m benchmarks.faults.repair
 	$(BIN)/python docs/fault_bench.py
 
 clean: ## remove everything that was generated

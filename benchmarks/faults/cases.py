@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from regtrain.contract.symptoms import SymptomName
 
 from regtrain.contract.datasets import BreastCancer, Digits
+from regtrain.contract.symptoms import SymptomName
 from worker.training.datasets import load
 
 Changes = dict[str, Any]

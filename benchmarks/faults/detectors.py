@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
-from regtrain.contract.diagnosis import diagnose
-from regtrain.contract.symptoms import SymptomName
 
 from benchmarks.faults.records import Record
+from regtrain.contract.diagnosis import diagnose
+from regtrain.contract.symptoms import SymptomName
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from regtrain.contract.symptoms import BY_NAME
 from scipy.stats import binomtest
 
 from benchmarks.faults.cases import PROBLEMS, Group, groups
@@ -16,6 +15,7 @@ from benchmarks.faults.score import detected, localised, named, scores, wilson
 from regtrain.contract.checks import shape_of
 from regtrain.contract.datasets import facts_of
 from regtrain.contract.job import parse
+from regtrain.contract.symptoms import BY_NAME
 from regtrain.contract.variants import specs_of
 
 GROUPS = list(groups())

@@ -21,6 +21,7 @@ from regtrain.contract.refusals import problems
 from regtrain.contract.regularizers import Regularizer
 from regtrain.contract.selection import Selection
 from regtrain.contract.symptoms import SymptomName
+from regtrain.contract.trial import Trial
 from regtrain.contract.variants import NoSuchPlace, Variants, changed
 
 Whole = Annotated[int, Field(ge=0, le=2**53)]
@@ -70,6 +71,10 @@ class JobSpec(Part):
     """How much is measured at each step: `off` (losses, metrics), `light` (and gradient norms), `standard` (and signals, weights, updates, penalty ledger), `full` (and the exact identities)."""
     on_symptom: dict[SymptomName, Literal["continue", "stop"]] = {}
     """What a run does when it shows a symptom (see `symptoms` in the catalogue): go on, which is the default, or stop."""
+    remedy: Literal["try"] | None = None
+    """`try`: when the job has ended with a symptom, the trial of its remedies is submitted by itself."""
+    trial: Trial | None = None
+    """Makes the job the trial of remedies for another one; `POST /v1/jobs/{id}/remedies` fills it in."""
     on_nonfinite: Literal["stop", "skip_step"] = "stop"
     """A step with a loss or gradient that is not finite ends its run, or is left out."""
     metadata: Annotated[dict[MetadataKey, Label], Field(max_length=64)] = {}

@@ -13,6 +13,7 @@ from regtrain.contract.models import Layer, parameters
 from regtrain.contract.optimizers import Lbfgs, Optimizer, Proximal
 from regtrain.contract.ranges import Adapt, Linear, Log, Path, Range, Suggest, Values, ends_of, values_of
 from regtrain.contract.selection import Selection, strength
+from regtrain.contract.trial import wave_of as wave_of_trial
 from regtrain.contract.variants import specs_of
 
 RANGES = (Values, Log, Linear, Path, Suggest, Adapt)
@@ -164,7 +165,8 @@ def packs(runs: list[Run], spec: JobSpec, *, bytes_of: Callable[[JobSpec], int],
         fold, wave, searches = -1 if run.fold is None else run.fold, 0, False
         if run.point is not None:
             wave, searches = waits[run.variant](run)
-        found.setdefault((-1 if run.outer is None else run.outer, run.refit, order[run.variant], *((wave, fold) if searches else (fold, wave))), []).append(run)
+        trial = 0 if spec.trial is None else wave_of_trial(run.seed, spec.selection.seeds)
+        found.setdefault((-1 if run.outer is None else run.outer, run.refit, trial, order[run.variant], *((wave, fold) if searches else (fold, wave))), []).append(run)
     members = [(most[run_of[0].variant] if run_of[0].point is not None else 1, [run.index for run in run_of]) for _, run_of in sorted(found.items())]
     return [indices[first : first + size] for size, indices in members for first in range(0, len(indices), size)]
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from regtrain.contract.job import JobSpec
 from regtrain.contract.ranges import Path, Suggest
 from regtrain.contract.runs import Run, length_of, origin_of, provisional, ranges, warm_axis, with_values
+from regtrain.contract.trial import standing, wave_of
 from regtrain.contract.variants import specs_of
 from worker.training.draws import seed_at
 from worker.training.prepare import Job, for_run
@@ -38,6 +39,8 @@ class Search:
         """Block and place → Optuna's trial."""
         self._studies: dict[Block, Any] = {}
         self._pruned: set[tuple[Block, int]] = set()
+        self._stand: dict[int, set[str]] = {}
+        """Wave of a trial → who trains in it."""
         self._at = {_address(run, self._axis(run)): run.index for run in job.runs if run.place is not None}
 
     def first(self, members: list[int]) -> Run:
@@ -153,7 +156,25 @@ class Search:
                 self._pruned.add((block, place))
 
     def _left_out(self, run: Run) -> bool:
-        return not run.refit and run.place is not None and (_block(run), run.place) in self._pruned
+        return not run.refit and ((run.place is not None and (_block(run), run.place) in self._pruned) or self._halved(run))
+
+    # ---------------------------------------------------------------- trials
+
+    def _halved(self, run: Run) -> bool:
+        """Whether a contestant of a trial belonged to the worse half of a wave before."""
+        wave = 0 if self.job.spec.trial is None else wave_of(run.seed, self.job.spec.selection.seeds)
+        return wave > 0 and run.variant not in self._standing(wave)
+
+    def _standing(self, wave: int) -> set[str]:
+        if wave not in self._stand:
+            spec = self.job.spec
+            assert spec.trial is not None
+            trained = [one for one in self.found.contestants() if wave == 1 or one.label in self._standing(wave - 1)]
+            control = next(one for one in trained if one.label == spec.trial.control)
+            others = [one for one in trained if one is not control]
+            kept = standing(control, others, seeds=spec.selection.seeds, higher_is_better=spec.selection.metric.startswith("accuracy"))
+            self._stand[wave] = {control.label, *kept}
+        return self._stand[wave]
 
 
 def _block(run: Run) -> Block:

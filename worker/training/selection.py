@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from regtrain.contract.adapting import fixed
-from regtrain.contract.events import Event, Finished, RunFinished
+from regtrain.contract.events import Event, Finished, Noticed, RunFinished
 from regtrain.contract.regularizers import EarlyStopping
 from regtrain.contract.runs import Run, points
 from regtrain.contract.selection import Choice, Score, choose, in_words, nested, scores, spread
 from regtrain.contract.states import RunState, StopReason
+from regtrain.contract.trial import Contestant, judged
 from worker.training import results
 from worker.training.evaluate import evaluate
 from worker.training.models import Layout
@@ -43,6 +44,8 @@ class Found:
     def __init__(self, job: Job) -> None:
         self.job = job
         self.runs: dict[int, RunFinished] = {}
+        self.noticed: dict[int, set[str]] = {}
+        """Run → the symptoms that it has shown."""
         self._made: dict[int, Run] = {}
         """Runs that have been or are being trained, with their values and specs."""
         self._kept: list[Kept] = []
@@ -60,6 +63,8 @@ class Found:
     def note(self, event: Event) -> None:
         if isinstance(event, RunFinished):
             self.runs[event.run] = event
+        elif isinstance(event, Noticed):
+            self.noticed.setdefault(event.run, set()).add(event.symptom)
 
     def keep(self, job: Job, pack: Pack) -> None:
         """The final weights of a pack."""
@@ -96,6 +101,18 @@ class Found:
             return None
         kept = next(kept for kept in self._kept if index in kept.runs)
         return kept.flat[kept.runs.index(index)], kept.buffers[kept.runs.index(index)]
+
+    def contestants(self) -> list[Contestant]:
+        """Of a trial: what is known of each variant, over the seeds that it has been trained with."""
+        labels, symptom = [variant.label for variant in self.job.spec.variants], self.job.spec.trial.symptom if self.job.spec.trial else None
+        trained: dict[str | None, list[int]] = {label: [] for label in labels}
+        for run in self.job.runs:
+            if run.index in self.runs and self.runs[run.index].stop_reason != StopReason.PRUNED:
+                trained[run.variant].append(run.index)
+        return [Contestant(label, tuple(map(self.metric, trained[label])), tuple(self._shows(index, symptom) for index in trained[label])) for label in labels]
+
+    def _shows(self, index: int, symptom: str | None) -> bool:
+        return symptom in self.noticed.get(index, ()) or (symptom == "non_finite" and self.runs[index].state == RunState.FAILED)
 
     def table(self, outer: int | None = None) -> list[Score]:
         """The score of every set of values, in the order of the grid; NaN without validation rows."""
@@ -147,7 +164,7 @@ class Found:
         """The job's result, and its model file: every tensor stacked over all trained runs, in the order of the runs; with variants each has tensors of its own."""
         chosen = self._chosen_run()
         last = self.job if chosen is None or chosen not in self._jobs else self._jobs[chosen][1]
-        return results.finished(last, self._stacked(), [self._made[index] for index in sorted(self._made)], self._answer(chosen))
+        return results.finished(last, self._stacked(), [self._made[index] for index in sorted(self._made)], {**self._answer(chosen), "trial": self._trial()})
 
     def _stacked(self) -> dict[str, Tensor]:
         parts: dict[str | None, list[Kept]] = {}
@@ -171,6 +188,11 @@ class Found:
         by = None if len(self.job.runs) == 1 else self.job.spec.selection.metric
         head = {**found, "chosen_by": by, "variant": run.variant, "values": run.values}
         return {**head, "zeros": end.zeros, "coefficients": end.coefficients, "certificate": end.certificate, "adaptation": end.adaptation}
+
+    def _trial(self) -> dict[str, Any] | None:
+        """The verdicts on remedies, where the job is a trial of some."""
+        spec = self.job.spec
+        return None if spec.trial is None else judged(spec.trial, self.contestants(), metric=spec.selection.metric, seeds=spec.selection.seeds)
 
     def _selection(self, table: list[Score]) -> dict[str, Any] | None:
         if not self._searches:

@@ -1,0 +1,7 @@
+"""Remedies: changes to a spec that may cure a symptom (`candidates`), what chance would try in their place (`drawn`), and the job that tries both (`asking`)."""
+
+from regtrain.contract.remedies.asking import CONTROL, METADATA, Patient, Request, patient, request_of, trial_of
+from regtrain.contract.remedies.candidates import MOST, Direction, Evidence, Remedy, accepted, remedies
+from regtrain.contract.remedies.drawn import drawn
+
+__all__ = ["CONTROL", "METADATA", "MOST", "Direction", "Evidence", "Patient", "Remedy", "Request", "accepted", "drawn", "patient", "remedies", "request_of", "trial_of"]

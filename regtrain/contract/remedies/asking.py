@@ -1,0 +1,140 @@
+"""From a job with a symptom to the job that tries its remedies: control, candidates and as many random contestants as variants, the same seeds and rows for all."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated, Any
+
+from pydantic import Field, ValidationError
+
+from regtrain.contract.base import Part
+from regtrain.contract.checks import check
+from regtrain.contract.datasets import Facts, counts
+from regtrain.contract.diagnostics import includes
+from regtrain.contract.errors import Problem, SpecRefused, Warned
+from regtrain.contract.given import given_of
+from regtrain.contract.job import JobSpec, parse
+from regtrain.contract.ranges import ends_of
+from regtrain.contract.refusals import problems
+from regtrain.contract.remedies.candidates import Evidence, Remedy, remedies
+from regtrain.contract.remedies.drawn import drawn
+from regtrain.contract.runs import ranges, with_values
+from regtrain.contract.selection import Selection
+from regtrain.contract.symptoms import SymptomName
+from regtrain.contract.trial import LEAST_PAIRS, RANDOM, Trial
+from regtrain.contract.variants import Variant, specs_of
+
+CONTROL = "as it is"
+HELD_OUT = 0.2
+"""Share of the rows on which remedies are compared, where the job held out none."""
+MOST_SEEDS = 64
+MOST_OWN = 12
+METADATA = "remedy_of"
+"""Under this key the trial names the job."""
+
+
+class Request(Part):
+    """What may be said of a trial; all of it may be left out."""
+
+    symptom: SymptomName | None = None
+    """What is to be cured. Default: the root of the job's diagnosis."""
+    remedies: Annotated[tuple[Variant, ...], Field(min_length=1, max_length=MOST_OWN)] | None = None
+    """Changes to try in place of the candidates."""
+    seeds: Annotated[int, Field(ge=LEAST_PAIRS, le=MOST_SEEDS)] = LEAST_PAIRS
+    """Runs of each contestant, paired by seed."""
+    epochs: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
+    """Budget of each run. Default: the job's own."""
+
+
+def request_of(body: bytes) -> Request:
+    """The request that a JSON text describes; an empty one leaves everything out.
+
+    Raises:
+        SpecRefused: with one problem for each thing that is wrong.
+    """
+    given = given_of(body or b"{}")
+    try:
+        return Request.model_validate_json(body or b"{}")
+    except ValidationError as refusal:
+        raise SpecRefused(problems(refusal, given, root=Request)) from None
+
+
+@dataclass(frozen=True)
+class Patient:
+    """The run that shows a symptom, as a spec of its own, and what was measured where it was noticed."""
+
+    job: str
+    spec: JobSpec
+    """Without ranges, folds and variants; with validation rows."""
+    symptom: SymptomName | None
+    evidence: Evidence | None = None
+    holds_out: bool = True
+    """Whether the job has validation rows of its own."""
+
+
+def patient(job: str, spec: JobSpec, symptom: SymptomName | None, *, variant: str | None, values: Mapping[str, float], evidence: Evidence | None = None) -> Patient:
+    """`variant`, `values`: of the run that shows the symptom."""
+    own = dict(specs_of(spec)).get(variant, spec)
+    own = with_values(own, {path: values.get(path, ends_of(r)[0]) for path, r in ranges(own)})
+    held_out = own.dataset if own.dataset.validation > 0 else own.dataset.model_copy(update={"validation": HELD_OUT})
+    selection = Selection(metric=spec.selection.metric)
+    plain = own.model_copy(update={"dataset": held_out, "selection": selection, "variants": (), "trial": None, "remedy": None, "on_symptom": {}})
+    return Patient(job, plain, symptom, evidence, own.dataset.validation > 0)
+
+
+def trial_of(of: Patient, facts: Facts, request: Request, *, before: Mapping[str, int] | None = None) -> tuple[JobSpec, list[Warned]]:
+    """The spec of the trial, and what `check` and the making of it say. `before`: label → how often that remedy has been confirmed for this symptom.
+
+    Raises:
+        SpecRefused: no remedy is known, a remedy of the caller's own does not fit, or the trial would be too large.
+    """
+    spec = of.spec if request.epochs is None else of.spec.model_copy(update={"budget": of.spec.budget.model_copy(update={"epochs": request.epochs})})
+    check(spec, facts)
+    tried = remedies(spec, facts, of.symptom, evidence=of.evidence, before=before) if request.remedies is None else [Remedy(own.label, dict(own.set)) for own in request.remedies]
+    if not tried:
+        cured = of.symptom or "this job"
+        raise SpecRefused([Problem("remedies", f"no change of the spec is known to cure {cured}", 'give your own: {"remedies": [{"label": "…", "set": {"path": value}}]}')])
+    if reserved := [
+        Problem(f"remedies.{i}.label", f"labels that begin with {RANDOM!r} are those of the random search", "choose another label")
+        for i, one in enumerate(request.remedies or ())
+        if one.label.startswith(RANDOM)
+    ]:
+        raise SpecRefused(reserved)
+    contestants = [Remedy(CONTROL, {}), *tried, *drawn(spec, facts, tried, count=len(tried))]
+    whole = _with(spec, of, contestants, seeds=request.seeds)
+    try:
+        made = parse(whole.model_dump_json(by_alias=True))
+        warnings = check(made, facts)
+    except SpecRefused as refusal:
+        raise SpecRefused([_in_request(problem, request) for problem in refusal.problems]) from None
+    return made, [*warnings, *_told(of, facts)]
+
+
+def _with(spec: JobSpec, of: Patient, contestants: Sequence[Remedy], *, seeds: int) -> JobSpec:
+    losses = any(path.split(".")[0] == "loss" for one in contestants for path in one.set)
+    selection = Selection(seeds=seeds, metric="accuracy/val" if losses else spec.selection.metric)
+    update: dict[str, Any] = {
+        "name": f"remedies for {of.symptom or 'all'}" + (f": {spec.name}" if spec.name else ""),
+        "variants": tuple(Variant(label=one.label, set=one.set) for one in contestants),
+        "selection": selection,
+        "trial": Trial(of=of.job, symptom=of.symptom, control=CONTROL),
+        "diagnostics": spec.diagnostics if includes(spec.diagnostics, "standard") else "standard",
+        "metadata": {**dict([pair for pair in spec.metadata.items() if pair[0] != METADATA][:63]), METADATA: of.job},
+    }
+    update["name"] = update["name"][:200]
+    return spec.model_copy(update=update)
+
+
+def _told(of: Patient, facts: Facts) -> list[Warned]:
+    rows = counts(of.spec.dataset, facts, seed=of.spec.seed)
+    if of.holds_out:
+        return []
+    return [Warned("dataset.validation", f"the trial compares on {rows.val} validation rows, and trains on the other {rows.train}: a share of {HELD_OUT} where the job has none")]
+
+
+def _in_request(problem: Problem, request: Request) -> Problem:
+    """A problem of the trial's variants at the caller's path: the control comes first."""
+    head, _, rest = problem.path.partition(".")
+    number, _, inner = rest.partition(".")
+    if head == "variants" and number.isdecimal() and request.remedies is not None and 0 < int(number) <= len(request.remedies):
+        return replace(problem, path=f"remedies.{int(number) - 1}" + (f".{inner}" if inner else ""))
+    return problem

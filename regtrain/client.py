@@ -139,6 +139,23 @@ class Client:
         """A new job with the same spec."""
         return cast(Job, self._json("POST", f"/v1/jobs/{job}/retry"))
 
+    def remedies(self, job: str, *, symptom: str | None = None) -> dict[str, Any]:
+        """What may cure a job, the most promising first, and the verdicts of its trials."""
+        return self._json("GET", f"/v1/jobs/{job}/remedies", params={"symptom": symptom} if symptom else {})
+
+    def try_remedies(self, job: str, **request: Any) -> Job:
+        """The trial of remedies for an ended job, a job of its own whose `result.trial` has the verdicts; repeated, the same one.
+
+        Args:
+            job: whose symptom is to be cured.
+            request: `symptom`, `remedies` ([{"label": …, "set": {path: value}}] in place of the candidates), `seeds` (at least 8), `epochs`.
+
+        Raises:
+            Conflict: the job has not ended.
+            SpecRefused: no change is known to help, or a remedy of your own does not fit.
+        """
+        return cast(Job, self._json("POST", f"/v1/jobs/{job}/remedies", json=request))
+
     def delete(self, job: str) -> None:
         """Removes an ended job with its curves and files.
 

@@ -15,7 +15,7 @@ from ulid import ULID
 import regtrain
 from regtrain.store import jobs, nudge, symptoms
 from regtrain.store.database import Database, open_database
-from service import catalog, curves, datasets, diagnosis, gradients, health, lam, path, plan, problems, runs, selftest, workers
+from service import catalog, curves, datasets, diagnosis, gradients, health, lam, path, plan, problems, remedies, runs, selftest, workers
 from service import jobs as job_routes
 from service.guard import Guard
 from service.requests import known_parameters
@@ -24,7 +24,7 @@ from service.waiting import Glance, Poller
 
 PARSERS = 2
 """Uploads that are read at the same time."""
-ROOMS = (job_routes, runs, path, curves, gradients, diagnosis, datasets, plan, lam, catalog, workers, selftest, health)
+ROOMS = (job_routes, remedies, runs, path, curves, gradients, diagnosis, datasets, plan, lam, catalog, workers, selftest, health)
 DESCRIPTION = """Regularized training as a service: what a method does to every layer's gradient, measured.
 
 Submit a spec to `/v1/jobs`, wait at `/v1/jobs/{id}?wait=60`, read `/v1/jobs/{id}/curves` and `/gradients` (add `?format=text` in a terminal).

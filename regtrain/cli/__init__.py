@@ -197,6 +197,23 @@ def diagnose(
     _face(url, job, "diagnosis", run="" if run is None else str(run))
 
 
+@app.command()
+def remedies(
+    job: JobId,
+    url: Url = "",
+    tried: Annotated[bool, typer.Option("--try", help="Try them against an untouched control, and wait for the verdicts.")] = False,
+    symptom: Annotated[str, typer.Option(help="Remedies for another symptom than the job's own.", show_default=False)] = "",
+) -> None:
+    """Show what may cure a job, and what trials have said."""
+    with _client(url) as client:
+        if tried:
+            trial = client.try_remedies(job, **({"symptom": symptom} if symptom else {}))
+            for warning in trial.get("warnings", []):
+                err.print(f"[yellow]warning:[/] {escape(warning['path'])}: {escape(warning['message'])}")
+            _watch(client, trial["id"])
+    _face(url, job, "remedies", symptom=symptom)
+
+
 @app.command(name="list")
 def list_(
     state: Annotated[str, typer.Option(help="queued, running, succeeded, failed, cancelled.", show_default=False)] = "",

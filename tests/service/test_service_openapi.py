@@ -54,6 +54,8 @@ def test_the_document_is_openapi_3_1_and_every_operation_is_explained(document: 
         "delete /v1/jobs/{id}",
         "post /v1/jobs/{id}/cancel",
         "post /v1/jobs/{id}/retry",
+        "get /v1/jobs/{id}/remedies",
+        "post /v1/jobs/{id}/remedies",
         "get /v1/jobs/{id}/runs",
         "get /v1/jobs/{id}/path",
         "get /v1/jobs/{id}/curves",

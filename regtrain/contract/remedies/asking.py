@@ -13,6 +13,7 @@ from regtrain.contract.diagnostics import includes
 from regtrain.contract.errors import Problem, SpecRefused, Warned
 from regtrain.contract.given import given_of
 from regtrain.contract.job import JobSpec, parse
+from regtrain.contract.losses import Binary, CrossEntropy
 from regtrain.contract.ranges import ends_of
 from regtrain.contract.refusals import problems
 from regtrain.contract.remedies.candidates import Evidence, Remedy, remedies
@@ -90,6 +91,7 @@ def trial_of(of: Patient, facts: Facts, request: Request, *, before: Mapping[str
     spec = of.spec if request.epochs is None else of.spec.model_copy(update={"budget": of.spec.budget.model_copy(update={"epochs": request.epochs})})
     check(spec, facts)
     tried = remedies(spec, facts, of.symptom, evidence=of.evidence, before=before) if request.remedies is None else [Remedy(own.label, dict(own.set)) for own in request.remedies]
+    tried = [remedy for remedy in tried if request.remedies is not None or comparable(spec, remedy)]
     if not tried:
         cured = of.symptom or "this job"
         raise SpecRefused([Problem("remedies", f"no change of the spec is known to cure {cured}", 'give your own: {"remedies": [{"label": "…", "set": {"path": value}}]}')])
@@ -109,8 +111,13 @@ def trial_of(of: Patient, facts: Facts, request: Request, *, before: Mapping[str
     return made, [*warnings, *_told(of, facts)]
 
 
+def comparable(spec: JobSpec, remedy: Remedy) -> bool:
+    """Whether there is a held-out metric that the spec has with and without a remedy: another loss than the control's has another unit."""
+    return not any(path.split(".")[0] == "loss" for path in remedy.set) or isinstance(spec.loss, CrossEntropy | Binary)
+
+
 def _with(spec: JobSpec, of: Patient, contestants: Sequence[Remedy], *, seeds: int) -> JobSpec:
-    losses = any(path.split(".")[0] == "loss" for one in contestants for path in one.set)
+    losses = isinstance(spec.loss, CrossEntropy | Binary) and any(path.split(".")[0] == "loss" for one in contestants for path in one.set)
     selection = Selection(seeds=seeds, metric="accuracy/val" if losses else spec.selection.metric)
     update: dict[str, Any] = {
         "name": f"remedies for {of.symptom or 'all'}" + (f": {spec.name}" if spec.name else ""),

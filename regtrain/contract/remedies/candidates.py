@@ -13,7 +13,7 @@ from regtrain.contract.checks import check, shape_of
 from regtrain.contract.datasets import Facts
 from regtrain.contract.errors import SpecRefused
 from regtrain.contract.job import JobSpec
-from regtrain.contract.losses import Binary, CrossEntropy
+from regtrain.contract.losses import Binary, CrossEntropy, HalfSquaredError, SquaredError
 from regtrain.contract.models import Cnn, HeNormal, LinearModel, Lsuv, Mlp, Orthogonal, Rnn, Zeros
 from regtrain.contract.optimizers import Adam, GlobalNorm, Lbfgs, Proximal, Sgd
 from regtrain.contract.ranges import concrete
@@ -95,7 +95,7 @@ def _of(symptom: SymptomName | None, case: _Case) -> Iterable[Remedy]:
         case "unscaled_inputs":
             return _each(case, _standardized, _rates(0.1), _adam, _normalizations)
         case "wrong_output":
-            return _each(case, _bias)
+            return _each(case, _classes, _bias)
         case "poor_first_loss":
             return _each(case, _smaller_weights, _theory, _rates(1 / 3), _clipped)
         case "saturated" | "vanishing_signal" | "vanishing_gradient":
@@ -221,6 +221,12 @@ def _normalizations(case: _Case) -> Iterator[Remedy]:
 def _standardized(case: _Case) -> Iterator[Remedy]:
     if not case.spec.dataset.standardize:
         yield Remedy("standardize", {"dataset.standardize": True}, {"signal/forward": "even"}, "columns of one size let one learning rate fit all weights (LeCun et al. 1998)")
+
+
+def _classes(case: _Case) -> Iterator[Remedy]:
+    if isinstance(case.spec.loss, SquaredError | HalfSquaredError) and (case.facts.classes or 0) > 1:
+        why = "numbers of classes have no order and no distances: one output a class says which (no trial can compare the two losses)"
+        yield Remedy("loss cross_entropy", {"loss": {"kind": "cross_entropy"}}, {"accuracy/val": "up"}, why)
 
 
 def _bias(case: _Case) -> Iterator[Remedy]:

@@ -3,6 +3,7 @@
 from regtrain.store.jobs.asking import cancel, delete, submit
 from regtrain.store.jobs.reading import Job, LogLine, Summary, get, glances, logs, model, summaries
 from regtrain.store.jobs.tidying import tidy
+from regtrain.store.jobs.trials import confirmed_before, key_of, patient_of, trials_of
 from regtrain.store.jobs.working import (
     Claim,
     Running,
@@ -29,6 +30,7 @@ __all__ = [
     "cancelled",
     "checkpointed",
     "claim",
+    "confirmed_before",
     "crashed",
     "delete",
     "fail",
@@ -36,8 +38,10 @@ __all__ = [
     "get",
     "glances",
     "heartbeat",
+    "key_of",
     "logs",
     "model",
+    "patient_of",
     "release",
     "report",
     "rescue",
@@ -45,4 +49,5 @@ __all__ = [
     "submit",
     "summaries",
     "tidy",
+    "trials_of",
 ]

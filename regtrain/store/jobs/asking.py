@@ -23,7 +23,9 @@ from regtrain.store.tables import jobs as table
 
 
 @dataclass(frozen=True)
-class _Submission:
+class Submission:
+    """A job and its runs as rows, and the key under which a repetition finds them."""
+
     job: dict[str, Any]
     runs: list[dict[str, Any]]
     idempotency: tuple[str, str] | None
@@ -39,6 +41,25 @@ def submit(db: Database, spec: JobSpec, *, given: dict[str, Any], warnings: list
     Raises:
         SpecRefused: too many runs, a dataset that does not exist, or an idempotency key that came with another body.
     """
+    made = submission(spec, given=given, warnings=warnings, retry_of=retry_of, idempotency=idempotency)
+    try:
+        db.write_together(made, insert_all)
+    except _Repeated:
+        return _repeated(db, *(idempotency or ("", "")))
+    except IntegrityError as error:
+        if made.job["dataset"] is None:
+            raise
+        raise SpecRefused([Problem("dataset.id", f"there is no dataset {made.job['dataset']}", "upload it to /v1/datasets first")]) from error
+    nudge.wake(db.data, "workers")
+    return job_of(made.job)
+
+
+def submission(spec: JobSpec, *, given: dict[str, Any], warnings: list[Warned], retry_of: str | None = None, idempotency: tuple[str, str] | None = None) -> Submission:
+    """The rows of a new job.
+
+    Raises:
+        SpecRefused: too many runs.
+    """
     expanded = expand(spec)
     job_id = new_id("job")
     job = _row(job_id, spec, given=given, warnings=warnings, retry_of=retry_of, runs=len(expanded))
@@ -49,16 +70,7 @@ def submit(db: Database, spec: JobSpec, *, given: dict[str, Any], warnings: list
         }
         for run in expanded
     ]
-    try:
-        db.write_together(_Submission(job, rows, idempotency), _insert)
-    except _Repeated:
-        return _repeated(db, *(idempotency or ("", "")))
-    except IntegrityError as error:
-        if job["dataset"] is None:
-            raise
-        raise SpecRefused([Problem("dataset.id", f"there is no dataset {job['dataset']}", "upload it to /v1/datasets first")]) from error
-    nudge.wake(db.data, "workers")
-    return job_of(job)
+    return Submission(job, rows, idempotency)
 
 
 def cancel(db: Database, job_id: str) -> Job:
@@ -120,7 +132,8 @@ def _row(job_id: str, spec: JobSpec, *, given: dict[str, Any], warnings: list[Wa
     }
 
 
-def _insert(connection: Connection, submissions: list[_Submission]) -> None:
+def insert_all(connection: Connection, submissions: list[Submission]) -> None:
+    """Stores new jobs, within a transaction that is already open."""
     connection.execute(insert(table), [submission.job for submission in submissions])
     connection.execute(insert(runs), [run for submission in submissions for run in submission.runs])
     for submission in submissions:

@@ -16,6 +16,8 @@ from regtrain.contract.job import JobSpec
 from regtrain.contract.states import Failure, Intent, RunState, State
 from regtrain.store import files, nudge, series, symptoms
 from regtrain.store.database import Database
+from regtrain.store.jobs import trials
+from regtrain.store.jobs.asking import Submission, insert_all
 from regtrain.store.jobs.moves import move
 from regtrain.store.jobs.progress import advanced, begun, best_run, ended, pack_begun
 from regtrain.store.tables import MOST_CRASHES, checkpoints, datasets, dumps, jobs, logs, now, runs
@@ -138,11 +140,13 @@ def finish(db: Database, claim: Claim, finished: Finished, path: Path) -> None:
     Raises:
         StaleAttempt: the job is no longer ours; nothing was stored.
     """
+    following = trials.following(db, claim.job, claim.spec)
     with db.write() as connection:
         job = _held(connection, claim)
         model = {"model_path": files.relative(db.data, path), "model_sha256": finished.sha256}
         move(connection, claim.job, State.SUCCEEDED, result=finished.result, crashes=0, **model, **ended(connection, job, finished.result))
-    nudge.wake(db.data, "services")
+        _follow(connection, claim, following)
+    _wake(db, following)
 
 
 def fail(db: Database, claim: Claim, failure: Failure, message: str, detail: str = "") -> None:
@@ -151,10 +155,12 @@ def fail(db: Database, claim: Claim, failure: Failure, message: str, detail: str
     Raises:
         StaleAttempt: the job is no longer ours; nothing was stored.
     """
+    following = trials.following(db, claim.job, claim.spec) if failure is Failure.DIVERGED else None
     with db.write() as connection:
         _held(connection, claim)
         _fail(connection, claim.job, failure, message, detail)
-    nudge.wake(db.data, "services")
+        _follow(connection, claim, following)
+    _wake(db, following)
 
 
 def cancelled(db: Database, claim: Claim) -> None:
@@ -290,6 +296,20 @@ def _set_values(connection: Connection, claim: Claim, event: PackBegun) -> None:
 def _log(connection: Connection, claim: Claim, event: Log) -> None:
     number = connection.execute(select(func.coalesce(func.max(logs.c.number), 0) + 1).where(logs.c.job == claim.job)).scalar_one()
     connection.execute(insert(logs).values(job=claim.job, number=number, attempt=claim.attempt, level=event.level, message=event.message, at=now()))
+
+
+def _follow(connection: Connection, claim: Claim, following: Submission | str | None) -> None:
+    """The trial of remedies that an ended job asked for, in the transaction that ends it: there is never one without the other. A reason why there is none is logged."""
+    if isinstance(following, str):
+        _log(connection, claim, Log("warning", following))
+    elif following is not None:
+        insert_all(connection, [following])
+
+
+def _wake(db: Database, following: Submission | str | None) -> None:
+    nudge.wake(db.data, "services")
+    if isinstance(following, Submission):
+        nudge.wake(db.data, "workers")
 
 
 def _refresh(connection: Connection, job: Row[Any], columns: dict[str, Any], events: Sequence[Event]) -> None:

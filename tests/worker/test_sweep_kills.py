@@ -1,5 +1,6 @@
 """Sweeps of 64 runs and more, killed in the middle: whatever is found while training goes on is found again, and the choice and every curve are the same."""
 
+import json
 from typing import Any
 
 import pytest
@@ -7,6 +8,9 @@ from outcomes import complete, outcome, same
 from test_kills import Pair
 from worker_houses import House, child_of, until
 
+from regtrain.contract.datasets import facts_of
+from regtrain.contract.job import parse, resolved
+from regtrain.contract.remedies import Request, patient, trial_of
 from regtrain.contract.states import State, StopReason
 
 LINEAR: dict[str, Any] = {
@@ -37,6 +41,25 @@ SWEEPS: dict[str, dict[str, Any]] = {
     },
 }
 
+DEEP: dict[str, Any] = {
+    "dataset": {"kind": "blobs", "rows": 200, "std": 2.0, "standardize": True},
+    "model": {"kind": "mlp", "hidden": [16] * 8, "activation": "sigmoid"},
+    "loss": {"kind": "cross_entropy"},
+    "optimizer": {"kind": "sgd", "lr": 0.02},
+    "budget": {"epochs": 10, "batch_size": 32},
+}
+
+
+def trial() -> dict[str, Any]:
+    """Of remedies for a vanishing signal: thirteen contestants over eight seeds, halved twice."""
+    spec = parse(json.dumps(DEEP))
+    facts = facts_of(spec.dataset)
+    assert facts is not None
+    return resolved(trial_of(patient("job_1", spec, "vanishing_signal", variant=None, values={}), facts, Request())[0])
+
+
+SWEEPS["trial"] = trial()
+
 
 @pytest.fixture(scope="module")
 def pair(house: House) -> Pair:
@@ -52,7 +75,7 @@ def test_killed_in_the_middle_of_a_sweep_the_choice_and_the_curves_are_the_same(
     assert (whole.state, whole.attempt) == (State.SUCCEEDED, 1)
     expected = outcome(house, whole.id)
     assert len(expected["runs"]) >= 64
-    if name == "search":
+    if name in ("search", "trial"):
         assert StopReason.PRUNED in {run.stop_reason for run in expected["runs"]}
     pair.complete()
     job, total = house.submit(SWEEPS[name]), whole.progress["steps"]
@@ -63,4 +86,6 @@ def test_killed_in_the_middle_of_a_sweep_the_choice_and_the_curves_are_the_same(
     assert (ended.state, ended.attempt) == (State.SUCCEEDED, 2)
     complete(house, job)
     same(outcome(house, job), expected)
-    assert (ended.result or {})["selection"] == (whole.result or {})["selection"]
+    for answer in ("selection", "trial"):
+        assert (ended.result or {})[answer] == (whole.result or {})[answer]
+    assert (ended.result or {})["trial"] is None or (ended.result or {})["trial"]["confirmed"] is not None

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from regtrain.contract.adapting import fixed
-from regtrain.contract.events import Event, Finished, Noticed, RunFinished
+from regtrain.contract.events import Event, Finished, RunFinished
 from regtrain.contract.regularizers import EarlyStopping
 from regtrain.contract.runs import Run, points
 from regtrain.contract.selection import Choice, Score, choose, in_words, nested, scores, spread
@@ -23,6 +23,7 @@ from worker.training.pack import Pack
 from worker.training.prepare import Job, for_run
 from worker.training.running import pack_of
 from worker.training.selectors import selectors
+from worker.training.symptoms import Watch
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,8 @@ class Found:
     def __init__(self, job: Job) -> None:
         self.job = job
         self.runs: dict[int, RunFinished] = {}
-        self.noticed: dict[int, set[str]] = {}
-        """Run → the symptoms that it has shown."""
+        self._shown: set[tuple[int, str]] = set()
+        """Run and symptom, of all that has been noticed."""
         self._made: dict[int, Run] = {}
         """Runs that have been or are being trained, with their values and specs."""
         self._kept: list[Kept] = []
@@ -63,14 +64,16 @@ class Found:
     def note(self, event: Event) -> None:
         if isinstance(event, RunFinished):
             self.runs[event.run] = event
-        elif isinstance(event, Noticed):
-            self.noticed.setdefault(event.run, set()).add(event.symptom)
 
     def keep(self, job: Job, pack: Pack) -> None:
         """The final weights of a pack."""
         self._kept.append(Kept([run.index for run in pack.runs], pack.flat.cpu().clone(), pack.buffers.cpu().clone(), pack.layout))
         for run in pack.runs:
             self._jobs[run.index] = (job.per_epoch, job if run.refit else self.job)
+
+    def saw(self, watch: Watch) -> None:
+        """What a trained pack has shown, also before its checkpoint: only the watch knows that."""
+        self._shown |= {(watch.known.runs[place], symptom) for symptom, place in watch.noticed}
 
     def left_out(self, members: Sequence[int], trained: Sequence[Run]) -> Iterator[RunFinished]:
         """The runs of a pack that are not worth training, or, of a refit, that nothing could be chosen for."""
@@ -112,7 +115,7 @@ class Found:
         return [Contestant(label, tuple(map(self.metric, trained[label])), tuple(self._shows(index, symptom) for index in trained[label])) for label in labels]
 
     def _shows(self, index: int, symptom: str | None) -> bool:
-        return symptom in self.noticed.get(index, ()) or (symptom == "non_finite" and self.runs[index].state == RunState.FAILED)
+        return (index, symptom) in self._shown or (symptom == "non_finite" and self.runs[index].state == RunState.FAILED)
 
     def table(self, outer: int | None = None) -> list[Score]:
         """The score of every set of values, in the order of the grid; NaN without validation rows."""

@@ -58,6 +58,7 @@ def train(
             found.note(event)
             yield event
         found.keep(mine, running.pack)
+        found.saw(running.watch)
         search.end(runs)
     if found.failed:
         first = min(found.runs.values(), key=lambda run: run.steps)

@@ -9,7 +9,7 @@ from pydantic import Field, ValidationError
 from regtrain.contract.base import Part
 from regtrain.contract.checks import check
 from regtrain.contract.datasets import Facts, counts
-from regtrain.contract.diagnostics import includes
+from regtrain.contract.diagnostics import ORDER
 from regtrain.contract.errors import Problem, SpecRefused, Warned
 from regtrain.contract.given import given_of
 from regtrain.contract.job import JobSpec, parse
@@ -20,7 +20,7 @@ from regtrain.contract.remedies.candidates import Evidence, Remedy, remedies
 from regtrain.contract.remedies.drawn import drawn
 from regtrain.contract.runs import ranges, with_values
 from regtrain.contract.selection import Selection
-from regtrain.contract.symptoms import SymptomName
+from regtrain.contract.symptoms import BY_NAME, SymptomName
 from regtrain.contract.trial import LEAST_PAIRS, RANDOM, Trial
 from regtrain.contract.variants import Variant, specs_of
 
@@ -90,6 +90,8 @@ def trial_of(of: Patient, facts: Facts, request: Request, *, before: Mapping[str
     """
     spec = of.spec if request.epochs is None else of.spec.model_copy(update={"budget": of.spec.budget.model_copy(update={"epochs": request.epochs})})
     check(spec, facts)
+    if of.symptom is not None and BY_NAME[of.symptom].needs is None:
+        raise SpecRefused([Problem("symptom", f"no series can show {of.symptom}, so no trial can show that it is gone", "name another symptom, or leave it out")])
     tried = remedies(spec, facts, of.symptom, evidence=of.evidence, before=before) if request.remedies is None else [Remedy(own.label, dict(own.set)) for own in request.remedies]
     tried = [remedy for remedy in tried if request.remedies is not None or comparable(spec, remedy)]
     if not tried:
@@ -124,7 +126,7 @@ def _with(spec: JobSpec, of: Patient, contestants: Sequence[Remedy], *, seeds: i
         "variants": tuple(Variant(label=one.label, set=one.set) for one in contestants),
         "selection": selection,
         "trial": Trial(of=of.job, symptom=of.symptom, control=CONTROL),
-        "diagnostics": spec.diagnostics if includes(spec.diagnostics, "standard") else "standard",
+        "diagnostics": max(spec.diagnostics, "standard", BY_NAME[of.symptom].needs or "off" if of.symptom else "off", key=ORDER.index),
         "metadata": {**dict([pair for pair in spec.metadata.items() if pair[0] != METADATA][:63]), METADATA: of.job},
     }
     update["name"] = update["name"][:200]

@@ -3,18 +3,20 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import ValidationError
-from sqlalchemy import Connection, select
+from sqlalchemy import select
 
 from regtrain.contract.datasets import Facts, Upload, facts_of
+from regtrain.contract.diagnosis import diagnose
 from regtrain.contract.errors import NotFound, SpecRefused
 from regtrain.contract.job import JobSpec, resolved
 from regtrain.contract.remedies import Evidence, Patient, Request, patient, trial_of
 from regtrain.contract.states import State
-from regtrain.contract.symptoms import SYMPTOMS, SymptomName
+from regtrain.contract.symptoms import SymptomName
+from regtrain.store import symptoms
 from regtrain.store.database import Database
 from regtrain.store.jobs.asking import Submission, submission
 from regtrain.store.jobs.reading import Job, job_of
@@ -32,16 +34,19 @@ def key_of(job: str, request: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def patient_of(db: Database, job: str, spec: JobSpec, symptom: SymptomName | None = None) -> Patient:
-    """The run of a job that shows a symptom (default: the first in causal order) most severely, and what was measured there; where none does, its chosen or first run."""
+    """The run of a job that shows a symptom (default: the root of its diagnosis), and what was measured there: the chosen run if it does, else the first that does; where
+    none does, the chosen or the first."""
+    found = symptoms.every(db, job)
     with db.read() as connection:
-        found = _signs(connection, job)
-        names = {sign.symptom for sign in found}
-        symptom = symptom or next((one.name for one in SYMPTOMS if one.name in names), None)
-        sign = next((sign for sign in found if sign.symptom == symptom), None)
-        result: dict[str, Any] = connection.execute(select(jobs.c.result).where(jobs.c.id == job)).scalar() or {}
-        index = sign.run if sign is not None else result.get("chosen_run") or 0
+        row = connection.execute(select(jobs.c.runs, jobs.c.result).where(jobs.c.id == job)).one()
+        symptom = symptom or diagnose(found, runs=row.runs, preset=spec.diagnostics).root
+        result: dict[str, Any] = row.result or {}
+        chosen: int = result.get("chosen_run") or 0
+        signs = {noticed.run: noticed for noticed in reversed(found) if noticed.symptom == symptom}
+        sign = signs.get(chosen) or signs.get(min(signs, default=0))
+        index = chosen if sign is None else sign.run
         run = connection.execute(select(runs.c.variant, runs.c["values"]).where(runs.c.job == job, runs.c.index == index)).one()
-    evidence = Evidence(sign.value, sign.bound) if sign is not None and sign.value is not None and sign.bound is not None else None
+    evidence = None if sign is None else Evidence(sign.value, sign.bound)
     return patient(job, spec, symptom, variant=run[0], values=run[1], evidence=evidence)
 
 
@@ -82,10 +87,6 @@ def following(db: Database, job: str, spec: JobSpec) -> Submission | str | None:
         if connection.execute(select(idempotency.c.key).where(idempotency.c.key == key[0])).one_or_none() is not None:
             return None
     return submission(made, given=resolved(made), warnings=warnings, idempotency=key)
-
-
-def _signs(connection: Connection, job: str) -> Sequence[Any]:
-    return []
 
 
 def _facts(db: Database, spec: JobSpec) -> Facts:

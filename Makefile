@@ -65,6 +65,7 @@ claim: setup ## train 1,600 deep nets and write docs/does-regularization-fix-gra
 
 faults: setup ## break 840 nets in known ways, train 665 sound ones beside them, and write docs/fault-bench.md: a quarter of an hour
 	@OMP_NUM_THREADS=1 PYTHONPATH=. $(BIN)/python -m benchmarks.faults
+	@OMP_NUM_THREADS=1 PYTHONPATH=. $(BIN)/python -m benchmarks.faults.repair
 	$(BIN)/python docs/fault_bench.py
 
 clean: ## remove everything that was generated

@@ -10,6 +10,8 @@ from statistics import fmean, median, stdev
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from pages import table
+
 from regtrain.cli.processes import house
 from regtrain.client import Client, Job
 
@@ -64,7 +66,7 @@ def _article_000(client: Client, environment: dict[str, str]) -> Iterator[str]:
     yield from ["", "## 000: a penalty on the step", ""]
     yield "The article penalises the parameter step Δ. Unsquared, α‖Δ‖ makes the step η·max(0, 1 − α/‖g‖)·g: nothing moves while the optimizer's direction is no longer than α, so training stops early of itself. Squared, it is a smaller learning rate. Linear regression on ten columns with noise 0.5 (so the least loss is near 0.25), Nesterov 0.9, lr 0.01, 1,000 steps; two classes with labels −1 and +1; softmax on digits:"
     yield ""
-    yield from _table(
+    yield from table(
         ["job", "loss/train", "accuracy/train"],
         [[f"`{done.example}`", _short(done.job["metrics"]["loss/train"]), _short(done.job["metrics"].get("accuracy/train"))] for done in (unsquared, squared, binary, digits)],
     )
@@ -77,13 +79,13 @@ def _article_001(client: Client, environment: dict[str, str]) -> Iterator[str]:
     yield ""
     rows = [[f"L1, λ = {lam:g}", f"{_weight(run):.15g}", f"{max(0.0, (7 - lam) / 2):.15g}"] for run in l1.runs for lam in run["values"].values()]
     rows += [[f"L2, λ' = {5 * lam:g}", f"{_weight(run):.15g}", f"{35 / (10 + 5 * lam):.15g}"] for run in l2.runs for lam in run["values"].values()]
-    yield from _table(["", "w, trained", "w, closed form"], rows)
+    yield from table(["", "w, trained", "w, closed form"], rows)
     yield ""
     yield f"Does L2 cure exploding gradients? It lowers the largest stable learning rate, here without intercept from 2/11 = 0.1818 to 2/12 = 0.1667 at λ = 1. The weight at the end ({stability.runs[0]['steps']:,} steps, or where its run had diverged; the minima are 31/11 = 2.8182 and, with λ = 1, 31/12 = 2.5833):"
     yield ""
     found = {(run["values"]["regularizers.0.lambda"], run["values"]["optimizer.lr"]): run for run in stability.runs}
     rates = sorted({lr for _, lr in found})
-    yield from _table(["λ", *(f"lr {lr:g}" for lr in rates)], [[f"{lam:g}", *(_end(found[lam, lr]) for lr in rates)] for lam in sorted({lam for lam, _ in found})])
+    yield from table(["λ", *(f"lr {lr:g}" for lr in rates)], [[f"{lam:g}", *(_end(found[lam, lr]) for lr in rates)] for lam in sorted({lam for lam, _ in found})])
 
 
 def _article_002(client: Client, environment: dict[str, str]) -> Iterator[str]:
@@ -104,7 +106,7 @@ def _article_002(client: Client, environment: dict[str, str]) -> Iterator[str]:
                 f"{microseconds:.0f}",
             ]
         )
-    yield from _table(["variant", "signal gradient, first/last", "weight gradient, first/last", "accuracy/val", "µs a step and run"], rows)
+    yield from table(["variant", "signal gradient, first/last", "weight gradient, first/last", "accuracy/val", "µs a step and run"], rows)
     yield ""
     yield "L2 and dropout leave the vanished gradient where it is. What changes it is the scale of the signal: initialisation, normalization, the activation, or fewer layers. (Times are of five runs trained as one pack.)"
 
@@ -125,7 +127,7 @@ def _article_002_as_variants(client: Client, environment: dict[str, str]) -> Ite
         ratios = [f"{done.ratios(name, 0, runs=indices):.1e}" for name in ("signal/backward", "gradient/norm")]
         taken = "best" if "best" in entry["taken_by"] else ""
         rows.append([entry["variant"], *ratios, f"{entry['score']:.3f} ± {entry['standard_error']:.3f}", f"{fmean(accuracies):.3f} ± {error:.3f}", taken])
-    yield from _table(["variant", "signal gradient, first/last", "weight gradient, first/last", "loss/val", "accuracy/val", ""], rows)
+    yield from table(["variant", "signal gradient, first/last", "weight gradient, first/last", "loss/val", "accuracy/val", ""], rows)
     yield from ["", path["in_words"]]
 
 
@@ -136,7 +138,7 @@ def _article_003(client: Client, environment: dict[str, str]) -> Iterator[str]:
     yield from ["", "## 003: y = 2x + 1 + noise, λ/2m", ""]
     yield "100 points as the article's `np.random.seed(0)` draws them, λ = 0.01, lr 0.01, 1,000 iterations from w = 0. Gradient descent is not at the minimum yet: w_t = w*·(1 − (1 − ηh)ᵗ)."
     yield ""
-    yield from _table(
+    yield from table(
         ["job", "w, trained", "expected"],
         [
             ["`003_ridge`: the gradient of the stated objective, 1/m", f"{_weight(ridge.runs[0]):.13g}", f"{least * (1 - (1 - step) ** 1000):.13g}"],
@@ -158,7 +160,7 @@ def _article_004(client: Client, environment: dict[str, str]) -> Iterator[str]:
         penalty = done.curve(f"penalty/{kind}", to=0)[0][0] if kind != "dropout" else None
         zeros = sum(done.runs[0]["zeros"].values()) if kind != "dropout" else None
         rows.append([variant.replace("_", ", "), _short(done.curve("loss/train", to=0)[0][0]), _short(penalty), _short(done.job["metrics"]["accuracy/val"]), _short(zeros)])
-    yield from _table(["variant", "loss/train at 0", "penalty at 0", "accuracy/val at the end", "zeros of 8,192"], rows)
+    yield from table(["variant", "loss/train at 0", "penalty at 0", "accuracy/val at the end", "zeros of 8,192"], rows)
 
 
 def _weight(run: dict[str, Any]) -> float:
@@ -172,11 +174,6 @@ def _end(run: dict[str, Any]) -> str:
 
 def _short(value: float | None) -> str:
     return "" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
-
-
-def _table(head: list[str], rows: list[list[str]]) -> Iterator[str]:
-    for row in (head, ["---"] * len(head), *rows):
-        yield "| " + " | ".join(row) + " |"
 
 
 def main() -> int:

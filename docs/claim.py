@@ -10,20 +10,20 @@ from pathlib import Path
 from statistics import fmean, median, stdev
 from typing import Any
 
+from pages import T95, newest, table, where, written
+
 PAGE = Path(__file__).with_name("does-regularization-fix-gradients.md")
 MEASURED = Path(__file__).parents[1] / "benchmarks" / "results" / "claim.json"
 Row = dict[str, Any]
 VANISHED, LEARNED = -1.0, 0.8
 """log10 of the ratio below which a gradient is called vanished here; accuracy from which a net is said to learn (a guess has 0.1)."""
-T95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 10: 2.262}
-"""Two-sided 95 % quantiles of Student's t, by the number of seeds."""
 INITS = {"torch": "torch's default", "he_normal": "He's normal"}
 
 
 def page(entries: list[Row]) -> str:
     """The whole page. Each part is taken from the newest entry that has it."""
-    nets, net_entry = _newest(entries, "depth")
-    times, time_entry = _newest(entries, "time")
+    nets, net_entry = newest(entries, "depth")
+    times, time_entry = newest(entries, "time")
     return "\n".join([*_head(nets, net_entry), *_nets(nets), *_penalty(nets), *_times(times, time_entry), *_articles(), *_tables(nets)]) + "\n"
 
 
@@ -36,7 +36,7 @@ def _head(rows: list[Row], entry: Row | None) -> Iterator[str]:
     seeds = len(rows[0]["accuracy"])
     depths = sorted({row["depth"] for row in rows})
     yield ""
-    yield f"Written by `make claim` (`benchmarks/claim.py`, then `docs/claim.py`): nets of {', '.join(map(str, depths))} hidden layers of 32 units on digits (1,438 rows to train on, 359 held out), standardized, cross-entropy, SGD with lr 0.05 and momentum 0.9, batch 128, {rows[0]['updates']} updates. Each depth is one job of {sum(row['depth'] == depths[0] for row in rows)} variants with {seeds} seeds. {_where(entry)}"
+    yield f"Written by `make claim` (`benchmarks/claim.py`, then `docs/claim.py`): nets of {', '.join(map(str, depths))} hidden layers of 32 units on digits (1,438 rows to train on, 359 held out), standardized, cross-entropy, SGD with lr 0.05 and momentum 0.9, batch 128, {rows[0]['updates']} updates. Each depth is one job of {sum(row['depth'] == depths[0] for row in rows)} variants with {seeds} seeds. {where(entry)}"
     yield ""
     yield "- **Ratio**: rms of ∂loss/∂(linear output), first hidden layer over the last; at step 0, and as geometric mean over the last epoch. 1 is a gradient that arrives as it left."
     yield f"- ± is the standard error over the seeds; of ratios that of log10, written as a factor: 1e-3 ×÷ 1.2. A seed gives all variants of one architecture the same initial weights and the same batches, so effects are differences seed by seed; *beyond the noise* means outside the 95 % interval of Student's t for {seeds} seeds. Of twenty such verdicts one is luck."
@@ -51,7 +51,7 @@ def _nets(rows: list[Row]) -> Iterator[str]:
     sound = {net for net, row in bare.items() if net not in vanished and net[1] != "scaled" and _accuracy(row) >= LEARNED}
     yield f"Of the {len(bare) - _count(bare, lambda net: net[1] == 'scaled')} bare nets (depth × activation × init) {len(vanished)} start with a ratio below 0.1 (*vanished*); of these {_count(vanished, lambda net: _accuracy(bare[net]) >= LEARNED)} reach an accuracy of {LEARNED:g} all the same. {len(sound)} others do (*sound*)."
     yield ""
-    yield from _table(
+    yield from table(
         ["method", "factor on a vanished ratio at step 0", "vanished nets whose ratio is above 0.1: at step 0", "after training", "that learn", "raise the ratio after training beyond the noise", "lower it", "sound nets: accuracy against bare, points", "worse beyond the noise"],
         [_effect(method, rows, bare, vanished, sound) for method in dict.fromkeys(row["method"] for row in rows) if method != "none"],
     )  # fmt: skip
@@ -72,7 +72,7 @@ def _helped(rows: list[Row], bare: dict[tuple[Any, ...], Row]) -> Iterator[str]:
     yield f"Where one of them did help: accuracy on held-out rows rose beyond the noise in {len(better)} of {len(found)} nets" + (":" if better else ".")
     if better:
         yield ""
-        yield from _table(
+        yield from table(
             ["net", "method", "ratio at step 0", "ratio in the last epoch, bare", "with it", "accuracy, bare", "with it"],
             [
                 [f"{row['depth']} {row['activation']} layers, {INITS.get(row['init'], row['init'])}", row["method"], _ratio(row["before"]["signal"]), _ratio(base["after"]["signal"]), _ratio(row["after"]["signal"]), _percent(base["accuracy"]), _percent(row["accuracy"])]
@@ -112,7 +112,7 @@ def _penalty(rows: list[Row]) -> Iterator[str]:
     yield ""
     methods = [method for method in dict.fromkeys(row["method"] for row in rows) if method.startswith(("none", "L1", "L2"))]
     deep = [row for row in rows if row["activation"] == "sigmoid" and row["init"] == "torch" and row["depth"] >= 4]
-    yield from _table(
+    yield from table(
         ["depth", "method", "of the loss", "as printed, with the penalty", "accuracy, held out"],
         [
             [str(row["depth"]), row["method"], _ratio(row["before"]["weight"]), _ratio(row["before"]["with penalty"]), _percent(row["accuracy"])]
@@ -126,9 +126,9 @@ def _times(rows: list[Row], entry: Row | None) -> Iterator[str]:
     if entry is None:
         return
     yield from ["", "## Deep in time", ""]
-    yield f"A recurrent net of 24 units over 40 steps (temporal order: which of two symbols came first and which second; a guess has 25 %), {len(rows[0]['accuracy'])} seeds, 30 epochs of 8 updates, lr 0.05, momentum 0.9. Ratio: rms δ at the first time step over the last. The linear cell with orthogonal weights × 1.2 explodes by construction: 1.2³⁹ = 1,225. {_where(entry)}"
+    yield f"A recurrent net of 24 units over 40 steps (temporal order: which of two symbols came first and which second; a guess has 25 %), {len(rows[0]['accuracy'])} seeds, 30 epochs of 8 updates, lr 0.05, momentum 0.9. Ratio: rms δ at the first time step over the last. The linear cell with orthogonal weights × 1.2 explodes by construction: 1.2³⁹ = 1,225. {where(entry)}"
     yield ""
-    yield from _table(
+    yield from table(
         ["cell", "weights", "method", "ratio at step 0", "in the last epoch", "accuracy, held out", "diverged"],
         [
             [row["activation"], row["init"], row["method"], _ratio(row["before"]["signal"]), _ratio(row["after"]["signal"]), _percent(row["accuracy"]), str(row["diverged"])]
@@ -145,7 +145,7 @@ def _times(rows: list[Row], entry: Row | None) -> Iterator[str]:
 
 def _articles() -> Iterator[str]:
     yield from ["", "## What follows for the five articles", ""]
-    yield from _table(
+    yield from table(
         ["article", "says", "measured"],
         [
             ["000", "「通过正则化方法来解决梯度消失问题」: a penalty on the parameter step solves vanishing gradients", "No. The penalty is not in the loss's gradient; at step 0 nothing changes, and a step that is made shorter is shorter in all layers alike. Unsquared it can stop training altogether ([articles.md](articles.md), 000)."],
@@ -178,7 +178,7 @@ def _tables(rows: list[Row]) -> Iterator[str]:
             f"χ of the bare nets, measured at step 0 between the first and the last hidden layer: {chi}. Ratio at step 0 → in the last epoch; accuracy on held-out rows.",
             "",
         ]
-        yield from _table(
+        yield from table(
             ["method", *(f"{depth} layers" for depth in depths)],
             [[method, *(_cell(mine[method, depth]) for depth in depths)] for method in dict.fromkeys(method for method, _ in mine)],
         )
@@ -242,33 +242,9 @@ def _count(nets: Any, holds: Callable[[Any], bool]) -> int:
     return sum(holds(net) for net in nets)
 
 
-def _newest(entries: list[Row], part: str) -> tuple[list[Row], Row | None]:
-    """The rows of a part in the newest entry that has it, and that entry."""
-    for entry in reversed(entries):
-        if rows := [row for row in entry["rows"] if row["part"] == part]:
-            return rows, entry
-    return [], None
-
-
-def _where(entry: Row) -> str:
-    found = entry["hardware"]
-    return f"{found['cpu']}, one thread, Python {found['python']}, torch {found['torch']}, load {found['load']:.1f}; {entry['when'][:10]}."
-
-
-def _table(head: list[str], rows: list[list[str]]) -> Iterator[str]:
-    for row in (head, ["---"] * len(head), *rows):
-        yield "| " + " | ".join(row) + " |"
-
-
 def main(arguments: list[str]) -> int:
     fresh = page(json.loads(MEASURED.read_text(encoding="utf-8")) if MEASURED.exists() else [])
-    if arguments == ["--check"]:
-        if not PAGE.exists() or PAGE.read_text(encoding="utf-8") != fresh:
-            print("docs/does-regularization-fix-gradients.md is not what benchmarks/results/claim.json says: python docs/claim.py", file=sys.stderr)
-            return 1
-        return 0
-    PAGE.write_text(fresh, encoding="utf-8")
-    return 0
+    return written(PAGE, fresh, arguments, stale="benchmarks/results/claim.json says: python docs/claim.py")
 
 
 if __name__ == "__main__":

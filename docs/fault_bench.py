@@ -10,6 +10,8 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
+from pages import table, written
+
 PAGE = Path(__file__).with_name("fault-bench.md")
 MEASURED = Path(__file__).parents[1] / "benchmarks" / "results" / "faults.json"
 REPAIRED = MEASURED.with_name("repairs.json")
@@ -48,7 +50,7 @@ def _measured(entry: Row, row: Row) -> Iterator[str]:
         "false alarms": "false alarms",
         "detected, all": "all broken nets detected",
     }
-    yield from _table(["", *columns.values()], [[name, *(_share(of[column]) for column in columns)] for name, of in row["detectors"].items()])
+    yield from table(["", *columns.values()], [[name, *(_share(of[column]) for column in columns)] for name, of in row["detectors"].items()])
     yield ""
     yield f"Repair by another seed alone, the rest as it was: {_share(row['reseeded'])} of the struck nets learn with the next seed."
     yield from _repairs()
@@ -59,17 +61,17 @@ def _measured(entry: Row, row: Row) -> Iterator[str]:
         "Of the struck nets of each case: how many each detector detected; then, of this project, after how many updates it said so (median), and whether it named cause and layer.",
         "",
     ]
-    yield from _table(
+    yield from table(
         ["fault", "problem: case", "struck", "accuracy", *(f"detected, {name}" for name in row["detectors"]), "alarm after updates", "cause named", "layer", "given as the cause"],
         [_fault(case, list(row["detectors"])) for case in row["cases"] if case["kind"]],
     )
     yield from ["", "## Sound nets that were reported", "", "By this project, seed by seed; and nets made to be sound that did not learn.", ""]
-    yield from _table(
+    yield from table(
         ["problem: case", "accuracy", "validation loss, end over best", "reported", "alarms"],
         [_sound(case) for case in row["cases"] if not case["kind"] and (any(case["said"][OURS]["detected"]) or min(case["accuracy"]) < case["floor"])],
     )
     yield from ["", "## Seed by seed", "", "Accuracy on held-out rows of each seed; `D` detected, `N` cause named, `L` layer, `·` not; by this project.", ""]
-    yield from _table(["problem: case", "seeds"], [[_title(case), "; ".join(_seed(case, place) for place in range(seeds))] for case in row["cases"] if case["kind"]])
+    yield from table(["problem: case", "seeds"], [[_title(case), "; ".join(_seed(case, place) for place in range(seeds))] for case in row["cases"] if case["kind"]])
 
 
 def _repairs() -> Iterator[str]:
@@ -83,12 +85,12 @@ def _repairs() -> Iterator[str]:
     yield f"Of every kind of fault the first case of each problem that was struck ({len(row['cases'])} cases). What is to be cured is the cause that the diagnosis gave, right or wrong; beside its remedies as many random changes of the same paths, and the broken spec itself with other seeds. Half of the seeds choose the best of each, the other half judge: accuracy on held-out rows above the problem's floor. {row['cost']:.1f} trainings a case and seed on each side on average. Load {found['load']:.1f}; {entry['when'][:10]}."
     yield ""
     names = {"control": "another seed", "remedy": "remedies", "random": "random search, same budget"}
-    yield from _table(
+    yield from table(
         ["", "judging runs that learned", "cases that ended worse than the control"],
         [[words, _share(row["repaired"][name]), _share(row["worse"][name]) if name in row["worse"] else ""] for name, words in names.items()],
     )
     yield ""
-    yield from _table(
+    yield from table(
         ["problem: case", "to be cured", "another seed", "best remedy", "its accuracy", "best random change, accuracy"],
         [[_title(case), case["symptom"] or "unknown", _accuracies(case["control"]), *(_contestant(case["remedy"])), _contestant(case["random"])[1]] for case in row["cases"]],
     )
@@ -147,20 +149,9 @@ def _share(of: Row) -> str:
     return f"{100 * of['share']:.1f} % ({100 * of['low']:.1f} to {100 * of['high']:.1f}; {of['hits']} of {of['of']})" if of["of"] else ""
 
 
-def _table(head: list[str], rows: list[list[str]]) -> Iterator[str]:
-    for row in (head, ["---"] * len(head), *rows):
-        yield "| " + " | ".join(row) + " |"
-
-
 def main(arguments: list[str]) -> int:
     fresh = page(json.loads(MEASURED.read_text(encoding="utf-8")) if MEASURED.exists() else [])
-    if arguments == ["--check"]:
-        if not PAGE.exists() or PAGE.read_text(encoding="utf-8") != fresh:
-            print("docs/fault-bench.md is not what benchmarks/results/faults.json says: python docs/fault_bench.py", file=sys.stderr)
-            return 1
-        return 0
-    PAGE.write_text(fresh, encoding="utf-8")
-    return 0
+    return written(PAGE, fresh, arguments, stale="benchmarks/results/faults.json says: python docs/fault_bench.py")
 
 
 if __name__ == "__main__":

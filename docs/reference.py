@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from pages import table, written
+
 from regtrain.contract.catalog import catalog
 
 PAGE = Path(__file__).with_name("reference.md")
@@ -43,7 +45,7 @@ def _lines(found: dict[str, Any]) -> Iterator[str]:
         for kind in kinds:
             yield from ["", f"### `{kind['kind']}`", "", kind["doc"], *(["", *_fields(kind)] if kind["fields"] else [])]
     yield from ["", "## Series", "", "What a job records at each step. `diagnostics` names the cheapest preset that records it.", ""]
-    yield from _table(
+    yield from table(
         ["series", "", "unit", "shape", "diagnostics", "meaning"], [[f"`{s['name']}`", s["symbol"], s["unit"], s["shape"], s["preset"], s["meaning"]] for s in found["series"]]
     )
     yield from [
@@ -53,14 +55,14 @@ def _lines(found: dict[str, Any]) -> Iterator[str]:
         "What a run can be found to have, causes first. `diagnostics` names the cheapest preset that can show it. How they are ordered and worded: [diagnosis](diagnosis.md).",
         "",
     ]
-    yield from _table(
+    yield from table(
         ["symptom", "phase", "diagnostics", "criterion", "may bring", "source"],
         [[f"`{s['name']}`", s["phase"], s["needs"] or "not judged", s["criterion"], ", ".join(s["brings"]), s["source"]] for s in found["symptoms"]],
     )
 
 
 def _fields(part: dict[str, Any]) -> Iterator[str]:
-    yield from _table(
+    yield from table(
         ["field", "type", "default", "meaning"], [[f"`{f['name']}`", f["type"], "required" if f["required"] else _default(f["default"]), f["doc"]] for f in part["fields"]]
     )
 
@@ -81,20 +83,9 @@ def _default(value: Any) -> str:
             return f"`{str(value).lower() if isinstance(value, bool) else value}`"
 
 
-def _table(head: list[str], rows: list[list[str]]) -> Iterator[str]:
-    for row in (head, ["---"] * len(head), *rows):
-        yield "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in row) + " |"
-
-
 def main(arguments: list[str]) -> int:
     fresh = page()
-    if arguments == ["--check"]:
-        if not PAGE.exists() or PAGE.read_text(encoding="utf-8") != fresh:
-            print("docs/reference.md is not what the catalogue says: make docs", file=sys.stderr)
-            return 1
-        return 0
-    PAGE.write_text(fresh, encoding="utf-8")
-    return 0
+    return written(PAGE, fresh, arguments, stale="the catalogue says: make docs")
 
 
 if __name__ == "__main__":

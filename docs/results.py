@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import fmean, quantiles, stdev
 from typing import Any
 
-from claim import T95
+from pages import T95, newest, table, where, written
 
 PAGE = Path(__file__).with_name("results.md")
 MEASURED = [Path(__file__).parents[1] / "benchmarks" / "results" / f"{name}.json" for name in ("mnist", "sequences")]
@@ -33,7 +33,7 @@ def _introduction() -> Iterator[str]:
 
 
 def _methods(entries: list[Entry]) -> Iterator[str]:
-    entry, rows = _newest(entries, "methods")
+    rows, entry = newest(entries, "methods")
     yield from ["", "## L1 by proximal steps, and by subgradients", ""]
     if entry is None:
         yield "Not measured yet."
@@ -41,7 +41,7 @@ def _methods(entries: list[Entry]) -> Iterator[str]:
     seeds = len(rows[0]["accuracy"])
     yield f"λ = 1e-4, all 60,000 rows, {seeds} seeds, each line one job. Mean ± standard error over the seeds; accuracy on the 10,000 test rows; zeros: weights of the first layer (100,352) that are exactly 0."
     yield ""
-    yield from _table(
+    yield from table(
         ["method", "lr", "epochs", "accuracy", "exact zeros", "seconds"],
         [[row["method"], f"{row['lr']:g}", str(row["epochs"]), _mean(row["accuracy"]), _mean(row["zeros"]), f"{row['seconds']:.0f}"] for row in rows],
     )
@@ -50,11 +50,11 @@ def _methods(entries: list[Entry]) -> Iterator[str]:
     differences = [a - b for a, b in zip(proximal["accuracy"], subgradient["accuracy"], strict=True)]
     mean, error = fmean(differences), stdev(differences) / sqrt(seeds)
     yield f"With the same seed both methods start from the same weights and see the rows in the same order. Accuracy by proximal steps less that by subgradients, seed by seed: {100 * mean:+.3f} ± {100 * error:.3f} percentage points, {_verdict(mean, error)}. The zeros differ: a subgradient step passes zero and comes back. How many there are grows with the way that the threshold has gone, steps · lr · λ."
-    yield from ["", _where(entry)]
+    yield from ["", where(entry)]
 
 
 def _search(entries: list[Entry]) -> Iterator[str]:
-    entry, rows = _newest(entries, "search")
+    rows, entry = newest(entries, "search")
     yield from ["", "## λ from 480 trainings, as one request", ""]
     if entry is None:
         yield "Not measured yet: `make results` makes it, in about a quarter of an hour."
@@ -65,7 +65,7 @@ def _search(entries: list[Entry]) -> Iterator[str]:
     first, _, third = quantiles(serial, n=4)
     yield f"{row['lambdas']} λ from 1e-6 to 1e-2, {row['folds']} folds, {row['seeds']} seeds: {row['trainings']} trainings of {_epochs(row['epochs'])} on 48,000 rows, lr 0.1, and the choice trained once more on all 60,000 rows: one POST."
     yield ""
-    yield from _table(
+    yield from table(
         ["", "seconds", "over the job"],
         [
             ["as one job, from before the POST to the answer that it has ended", f"{row['seconds']:.0f}", "1"],
@@ -76,14 +76,14 @@ def _search(entries: list[Entry]) -> Iterator[str]:
     yield f"The serial time is {row['trainings']} × the mean of {len(serial)} whole trainings by that loop at different λ, half of them before the job and half after it: {fmean(serial):.2f} s, quartiles {first:.2f} and {third:.2f}, from {min(serial):.2f} to {max(serial):.2f} ({low:.0f} to {high:.0f} s for all). The loop measures its fold once, at the end; the job measures it after every epoch, evaluates all training rows at the end, stores every step's loss, and makes the refit. {_faster(whole / row['seconds'])}"
     yield f"Where the worker's time went: {', '.join(f'{name} {seconds:.0f} s' for name, seconds in row['where'].items())}."
     yield ""
-    yield from _table(
+    yield from table(
         ["λ", "loss on the held-out rows", ""],
         [[f"{score['lambda']:.2g}", f"{score['mean']:.4f} ± {score['standard_error']:.4f}", _marks(row, place)] for place, score in enumerate(row["table"])],
     )
     yield ""
     refit = row["refit"]
     yield f"Means ± standard errors over {row['folds'] * row['seeds']} trainings. The choice, λ = {refit['lambda']:.2g}, trained on all rows: accuracy {refit['accuracy']:.4f} on the test rows, {100 * refit['zeros']:.1f} % exact zeros in the first layer. The loop's losses at its λ, one fold and seed each: {_losses(row['serial'])}."
-    yield from ["", _where(entry)]
+    yield from ["", where(entry)]
 
 
 def _sequences(entries: list[Entry]) -> Iterator[str]:
@@ -94,19 +94,19 @@ def _sequences(entries: list[Entry]) -> Iterator[str]:
 
 
 def _exact(entries: list[Entry]) -> Iterator[str]:
-    entry, rows = _newest(entries, "exact")
+    rows, entry = newest(entries, "exact")
     yield from ["", "### A linear net has ρ^T", ""]
     if entry is None:
         yield "Not measured yet."
         return
     yield f"h_t = W x_t + ρQ h_(t−1) with Q orthogonal, {rows[0]['length']} steps, float64, {rows[0]['seeds']} seeds: rms δ_t / rms δ_T is ρ^(T−t) at every t. Error: the largest of all time steps and seeds, relative."
     yield ""
-    yield from _table(["ρ", "δ_1/δ_T", "error"], [[f"{row['rho']:g}", f"{row['ratio']:.3g}", f"{row['error']:.1e}"] for row in rows])
-    yield from ["", _where(entry)]
+    yield from table(["ρ", "δ_1/δ_T", "error"], [[f"{row['rho']:g}", f"{row['ratio']:.3g}", f"{row['error']:.1e}"] for row in rows])
+    yield from ["", where(entry)]
 
 
 def _problem(entries: list[Entry], part: str) -> Iterator[str]:
-    entry, rows = _newest(entries, part)
+    rows, entry = newest(entries, part)
     name, score, guess = {
         "temporal_order": ("Temporal order", "accuracy", "which of two symbols came first and which second, among distractors; a guess has 25 %"),
         "adding": ("The adding problem", "squared error", "the sum of two marked numbers; the constant answer 1 has 1/6 = 0.1667, on 1,000 rows ± 0.006 by their draw alone"),
@@ -120,7 +120,7 @@ def _problem(entries: list[Entry], part: str) -> Iterator[str]:
     sign = "accuracy of at least 99 %" if part == "temporal_order" else f"squared error below {SOLVED[part]:g}"
     yield f"{guess[0].upper()}{guess[1:]}. {seeds} seeds, λ of Ω {omega:g} (not searched). Solved: {sign} on the held-out rows when the budget ends. Mean ± standard error over the seeds{f'; of {seeds} a difference is beyond the noise (95 %, Student) from {T95[seeds]:.1f} standard errors on' if seeds in T95 else ''}."
     yield ""
-    yield from _table(
+    yield from table(
         ["steps", "updates", "method", f"{score}, held out", "less that of plain SGD, seed by seed", "solved", "diverged"],
         [
             [str(row["length"]), f"{row['updates']:,}", row["method"], _score(row["score"], part), _against(row, rows, part), f"{_solved(row['score'], part)} of {len(row['score'])}", str(row["diverged"])]
@@ -130,14 +130,14 @@ def _problem(entries: list[Entry], part: str) -> Iterator[str]:
     yield ""
     yield "The gradient over time, rms δ_t / rms δ_T: at the initial weights → in the last epoch, geometric means over the seeds, of δ_1 with its standard error as a factor."
     yield ""
-    yield from _table(
+    yield from table(
         ["steps", "method", "t = 1", "T/4", "T/2", "3T/4"],
         [[str(row["length"]), row["method"], *(f"{_factor(row['before'], place)} → {_factor(row['after'], place)}" for place in range(4))] for row in rows],
     )
     most = max(row["updates"] for row in rows)
     yield ""
     yield f"The budget is small: at most {most:,} updates, fewer for longer sequences, to keep the cost of each alike. Pascanu et al. gave theirs far more, so what stays a guess here says nothing of what a method can reach; `benchmarks/sequences.py --epochs` gives it more."
-    yield from ["", f"`{entry['command']}`: {_where(entry)}"]
+    yield from ["", f"`{entry['command']}`: {where(entry)}"]
 
 
 def _score(values: list[float | None], part: str) -> str:
@@ -168,19 +168,6 @@ def _factor(seeds: list[list[float | None]], place: int) -> str:
     return f"{exp(fmean(logs)):.2g}" + (f" ×÷ {exp(stdev(logs) / sqrt(len(logs))):.2f}" if place == 0 else "") + lost
 
 
-def _newest(entries: list[Entry], part: str) -> tuple[Entry | None, list[Entry]]:
-    """The newest entry that has a part, and its rows."""
-    for entry in reversed(entries):
-        if rows := [row for row in entry["rows"] if row["part"] == part]:
-            return entry, rows
-    return None, []
-
-
-def _where(entry: Entry) -> str:
-    found = entry["hardware"]
-    return f"{found['cpu']}, {found['cores']} cores, one thread, Python {found['python']}, torch {found['torch']}, load {found['load']:.1f}; {entry['when'][:10]}."
-
-
 def _marks(row: Entry, place: int) -> str:
     return ", ".join(words for key, words in (("best", "best"), ("one_standard_error", "one standard error")) if row[key] == place)
 
@@ -206,20 +193,9 @@ def _epochs(number: int) -> str:
     return "one epoch" if number == 1 else f"{number} epochs"
 
 
-def _table(head: list[str], rows: list[list[str]]) -> Iterator[str]:
-    for row in (head, ["---"] * len(head), *rows):
-        yield "| " + " | ".join(row) + " |"
-
-
 def main(arguments: list[str]) -> int:
     fresh = page(*(json.loads(file.read_text(encoding="utf-8")) if file.exists() else [] for file in MEASURED))
-    if arguments == ["--check"]:
-        if not PAGE.exists() or PAGE.read_text(encoding="utf-8") != fresh:
-            print("docs/results.md is not what benchmarks/results/mnist.json and sequences.json say: python docs/results.py", file=sys.stderr)
-            return 1
-        return 0
-    PAGE.write_text(fresh, encoding="utf-8")
-    return 0
+    return written(PAGE, fresh, arguments, stale="benchmarks/results/mnist.json and sequences.json say: python docs/results.py")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from typing import Any
 
 import psutil
 import pytest
+from processes import is_over
 from user_side import EXAMPLES, Up, regtrain, up, wait_for
 
 from regtrain import Client
@@ -165,7 +166,7 @@ def test_ctrl_c_ends_everything_and_a_running_job_goes_on_at_the_next_start(tmp_
         family = psutil.Process(first.process.pid).children(recursive=True)
         first.process.send_signal(signal.SIGINT)
         assert first.process.wait(60) == 0, first.said()
-        assert [process for process in family if process.is_running() and process.status() != psutil.STATUS_ZOMBIE] == []
+        assert all(is_over(process) for process in family)
     with up(tmp_path) as second, Client(second.url) as client:
         assert client.wait(job, seconds=100)["state"] == "succeeded"
 
@@ -176,7 +177,7 @@ def test_kill_9_of_the_command_leaves_no_server_behind(tmp_path: Path) -> None:
         family = psutil.Process(found.process.pid).children(recursive=True)
         os.kill(found.process.pid, signal.SIGKILL)
         found.process.wait(60)
-        wait_for(lambda: not any(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in family))
+        wait_for(lambda: all(is_over(process) for process in family))
 
 
 def test_run_trains_without_server_or_database(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from time import monotonic, sleep
 
 import psutil
+from processes import children_of
 
 REGTRAIN = Path(sys.executable).with_name("regtrain")
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -39,7 +40,7 @@ class Up:
     log: Path
 
     def children(self, module: str) -> list[psutil.Process]:
-        return [child for child in psutil.Process(self.process.pid).children() if child.cmdline()[-1:] == [module]]
+        return children_of(psutil.Process(self.process.pid), module)
 
     def said(self) -> str:
         return self.log.read_text(encoding="utf-8")

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
-import psutil
 import pytest
 from outcomes import complete, outcome, same
+from processes import children_of, is_over
 from worker_houses import House, child_of, until
 
 from regtrain.contract.states import State, StopReason
@@ -126,15 +126,11 @@ def test_a_worker_that_was_stopped_past_its_lease_changes_nothing(house: House, 
     before = _rows(house, job), house.files(job)
     child.resume()
     zombie.resume()
-    until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE, 60)
+    until(lambda: is_over(child), 60)
     until(lambda: any(line["event"] == "lost" and line["job"] == job for line in house.said()), 60)
-    until(lambda: len(child_ids(zombie)) == 1, 60)
+    until(lambda: len(children_of(zombie, "worker.trainer")) == 1, 60)
     assert (_rows(house, job), house.files(job)) == before
     same(outcome(house, job), uninterrupted)
-
-
-def child_ids(worker: psutil.Process) -> list[int]:
-    return [process.pid for process in worker.children() if process.status() != psutil.STATUS_ZOMBIE]
 
 
 def _rows(house: House, job: str) -> str:

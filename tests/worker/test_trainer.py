@@ -8,6 +8,7 @@ import sys
 import psutil
 import pytest
 import torch
+from processes import is_over
 from worker_houses import ROOT, until
 
 from regtrain.contract.errors import DataError, Diverged, Problem, ResourceError, SpecRefused, TrainingError
@@ -62,4 +63,4 @@ def test_the_child_dies_with_its_loop() -> None:
         assert os.getpgid(child.pid) != os.getpgid(loop.pid)
         loop.kill()
         loop.wait()
-        until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE, 10)
+        until(lambda: is_over(child), 10)

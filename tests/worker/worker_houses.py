@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from processes import children_of
 from sqlalchemy import func, select
 
 from regtrain.contract.job import parse
@@ -114,7 +115,7 @@ class House:
 
 
 def child_of(worker: psutil.Process) -> psutil.Process:
-    return next(process for process in worker.children() if "worker.trainer" in process.cmdline())
+    return children_of(worker, "worker.trainer")[0]
 
 
 def until(condition: Callable[[], object], seconds: float) -> None:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from sqlalchemy import Connection, delete, func, insert, select
+from sqlalchemy import Connection, bindparam, delete, func, insert, select
 
 from regtrain.contract.events import Noticed
 from regtrain.store.database import Database
@@ -20,8 +20,10 @@ def note(connection: Connection, job: str, event: Noticed) -> None:
 
 def truncate(connection: Connection, job: str, checkpoints: dict[int, int]) -> None:
     """Removes what was noticed beyond the checkpoints (pack → step), and all of packs that have none."""
-    for pack in connection.execute(select(table.c.pack).where(table.c.job == job).distinct()).scalars().all():
-        connection.execute(delete(table).where(table.c.job == job, table.c.pack == pack, table.c.done > checkpoints.get(pack, -1)))
+    connection.execute(delete(table).where(table.c.job == job, table.c.pack.not_in(list(checkpoints))))
+    if checkpoints:
+        beyond = (table.c.pack == bindparam("of")) & (table.c.done > bindparam("at"))
+        connection.execute(delete(table).where(table.c.job == job, beyond), [{"of": pack, "at": step} for pack, step in checkpoints.items()])
 
 
 def every(db: Database, job: str) -> list[Noticed]:

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from regtrain.contract.runs import Run
-from worker.training.draws import row_order
 from worker.training.feed import Feed
 from worker.training.losses import averaged
 from worker.training.losses import loss as loss_of
@@ -68,7 +67,7 @@ def replayed(job: Job, run: Run, t: int, pack_of: Callable[[Run], Pack]) -> dict
     wide = run if run.spec.dtype == "float64" else replace(run, spec=run.spec.model_copy(update={"dtype": "float64"}))
     number, seen = bad
     same = next(there for place, there in enumerate(_seen(job, pack_of(wide), t)) if place == number)
-    rows, count = _rows(job, run, seen, t)
+    rows, count = _rows(job, run, seen, Feed(job, pack_of(run)).rows(t))
     found = {"operation": seen.operation, **({"layer": seen.layer} if seen.layer else {}), "rows": rows, "rows_affected": count}
     return {**found, "float64": {"finite": same.sound, "largest": same.largest}, "in_words": _in_words(run, seen, same, rows, count, t)}
 
@@ -109,16 +108,14 @@ def _row_dimension(signal: Tensor, rows: int) -> int | None:
     return place if signal.shape[place] == rows else None
 
 
-def _rows(job: Job, run: Run, seen: Seen, t: int) -> tuple[list[int], int | None]:
-    """The rows of the dataset that show it, as far as they are named, and how many there are; None where rows have been summed up."""
+def _rows(job: Job, run: Run, seen: Seen, of_batch: Tensor | None) -> tuple[list[int], int | None]:
+    """The rows of the dataset that show it, as far as they are named, and how many there are; None where rows have been summed up. `of_batch`: which training
+    rows the batch has, None for all."""
     if seen.rows is None or job.spec.budget.accumulate > 1:
         return [], None
     others = [at for at in range(seen.value.dim()) if at != seen.rows]
     places = (~torch.isfinite(seen.value)).sum(others).nonzero().flatten().cpu()
-    epoch, position = divmod(t, job.per_epoch)
-    full = job.batch == len(job.train)
-    order = torch.arange(len(job.train)) if full else row_order(job=job.spec.seed, run=run.seed, epoch=epoch, rows=len(job.train))
-    own = order[position * job.batch :][places]
+    own = places if of_batch is None else of_batch.cpu()[places]
     named = np.sort(split_of(job, run).train[own.numpy()])
     return named[:MOST_ROWS].tolist(), len(named)
 

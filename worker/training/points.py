@@ -104,10 +104,11 @@ class Recorder:
         self._notice_ends(steps, alive, active, places, points.values, stop=pack.spec.on_nonfinite == "stop")
 
     def _sparse(self, points: Points, places: list[int]) -> None:
-        for name in dict.fromkeys(name for _, metrics, _ in self._after for name in metrics):
-            found = [(t, metrics[name], alive) for t, metrics, alive in self._after if name in metrics]
+        after = [(t, metrics, alive.cpu().numpy()) for t, metrics, alive in self._after]
+        for name in dict.fromkeys(name for _, metrics, _ in after for name in metrics):
+            found = [(t, metrics[name], alive) for t, metrics, alive in after if name in metrics]
             value = np.stack([value.flatten(1).cpu().numpy() if value.dim() > 2 else value.cpu().numpy() for _, value, _ in found])
-            counts = np.stack([alive.cpu().numpy() for _, _, alive in found]).sum(0, dtype=np.int64)
+            counts = np.stack([alive for _, _, alive in found]).sum(0, dtype=np.int64)
             points.values[name] = self._spread(value, places, axis=1)
             points.steps[name], points.counts[name] = np.array([t for t, _, _ in found], np.int64), self._spread(counts, places, axis=0)
 

@@ -6,11 +6,13 @@ from math import isfinite, nan, sqrt
 from statistics import fmean, median, stdev
 from typing import Annotated, Any, Literal, assert_never
 
+import numpy as np
 from pydantic import Field
 
 from regtrain.contract.base import Part
 
 Rule = Literal["best", "one_standard_error", "median"]
+QUARTILES = ("min", "lower_quartile", "median", "upper_quartile", "max")
 STRENGTHS = (".lambda", ".rate")
 """Ends of the paths whose numbers say how strongly a run is regularized: larger is stronger."""
 
@@ -43,7 +45,7 @@ class Selection(Part):
     trials: Annotated[int, Field(ge=1, le=10_000)] | None = None
     """How many sets of values a search proposes (`suggest`)."""
     prune: bool = True
-    """A proposal leaves the search when six or more pairs of the same fold and seed say that it is worse than the best one (Wilcoxon 1945, p < 0.05)."""
+    """A proposal leaves the search when six or more pairs of the same fold and seed say that it is worse than the best one (Wilcoxon 1945, two-sided p < 0.05)."""
     warm_start: bool | None = None
     """Train the strengths from the strongest down, in waves, each from the weights of a stronger one. Default: for a `path`."""
 
@@ -141,19 +143,8 @@ def spread(table: Sequence[Score], metrics: Mapping[int, float], selection: Sele
         part = scores([(score.variant, score.values, [(index, metrics[index]) for index in score.runs[own]]) for score in table])
         chosen.append(choose(part, higher_is_better=selection.metric.startswith("accuracy")).by(selection.rule))
     path = strength(list(table[0].values)) if table else None
-    strengths = sorted(table[place].values[path] for place in chosen if place is not None and path in table[place].values) if path else []
-    return {"chosen": chosen, "path": path, "quantiles": quantiles_of(strengths) if strengths else None}
-
-
-def quantiles_of(numbers: Sequence[float]) -> dict[str, float]:
-    """Least, quartiles and greatest of sorted numbers, by linear interpolation."""
-
-    def at(share: float) -> float:
-        place = share * (len(numbers) - 1)
-        low = int(place)
-        return numbers[low] + (place - low) * (numbers[min(low + 1, len(numbers) - 1)] - numbers[low])
-
-    return {"min": numbers[0], "lower_quartile": at(0.25), "median": at(0.5), "upper_quartile": at(0.75), "max": numbers[-1]}
+    strengths = [table[place].values[path] for place in chosen if place is not None and path in table[place].values] if path else []
+    return {"chosen": chosen, "path": path, "quantiles": dict(zip(QUARTILES, np.quantile(strengths, [0, 0.25, 0.5, 0.75, 1]).tolist(), strict=True)) if strengths else None}
 
 
 def nested(folds: Sequence[tuple[Mapping[str, float], str | None, float]]) -> dict[str, Any]:

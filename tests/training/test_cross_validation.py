@@ -117,6 +117,43 @@ def logistic_errors(strengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return losses, hits
 
 
+@cache
+def cancer() -> tuple[np.ndarray, np.ndarray]:
+    """The columns of breast_cancer, standardized once, and the diagnosis as a quantity, 0.5 or 1.5."""
+    x, y = load_breast_cancer(return_X_y=True)
+    return (x - x.mean(0)) / x.std(0), y + 0.5
+
+
+def test_the_lasso_of_lasso_cv_on_breast_cancer():
+    """Both rules, and every score; the one-standard-error choice leaves fewer features than the best."""
+    x, y = cancer()
+    strengths = np.geomspace(2e-3, 0.2, 15)
+    theirs = LassoCV(alphas=strengths, cv=KFold(5), tol=1e-10, max_iter=1_000_000).fit(x, y)
+    table, choice = by_hand(theirs.mse_path_[::-1] / 2, strengths)
+    found = folded(inline(x, y), "half_squared_error", {"kind": "proximal", "tolerance": 1e-12}, "l1", strengths, folds=5, steps=20_000)
+    assert table_of(found) == pytest.approx(table, rel=1e-6)
+    assert chosen(found) == pytest.approx(choice, rel=1e-12)
+    assert choice["best"] == pytest.approx(theirs.alpha_)
+    assert choice["one_standard_error"] > choice["best"]
+
+
+def test_the_ridge_of_ridge_cv_on_breast_cancer():
+    """λ per row against a loop around Ridge; RidgeCV, whose alpha is the same for folds of 455 and 456 rows, has the same choices at this grid."""
+    x, y = cancer()
+    strengths = np.geomspace(1e-2, 10, 13)
+    errors = np.empty((len(strengths), 5))
+    for fold, (train, val) in enumerate(KFold(5).split(x)):
+        for place, lam in enumerate(strengths):
+            errors[place, fold] = np.square(Ridge(alpha=lam * len(train)).fit(x[train], y[train]).predict(x[val]) - y[val]).mean() / 2
+    table, choice = by_hand(errors, strengths)
+    found = folded(inline(x, y), "half_squared_error", {"kind": "lbfgs", "tolerance": 1e-14}, "l2", strengths, folds=5, steps=300)
+    assert table_of(found) == pytest.approx(table, rel=1e-6)
+    assert chosen(found) == pytest.approx(choice, rel=1e-12)
+    theirs = RidgeCV(alphas=strengths * len(x) * 4 / 5, cv=KFold(5), scoring="neg_mean_squared_error").fit(x, y)
+    assert choice["best"] == pytest.approx(theirs.alpha_ / (len(x) * 4 / 5))
+    assert choice["one_standard_error"] > choice["best"]
+
+
 def test_logistic_regression_on_breast_cancer():
     strengths = np.logspace(-4, 0, 13)
     losses, hits = logistic_errors(strengths)

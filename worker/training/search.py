@@ -1,12 +1,8 @@
 """What the runs of a job wait for: values that are found by training (a path from λ_max, suggestions), weights to start from, and whether they are still worth it."""
 
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, cast
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,10 +16,8 @@ from worker.training.prepare import Job, for_run
 from worker.training.running import pack_of
 from worker.training.selection import Found
 from worker.training.strengths import empty, strongest
+from worker.training.suggestions import Suggestions
 
-SIX_PAIRS = 6
-"""Of fewer pairs not even a unanimous vote is significant at 1 in 30 (Wilcoxon 1945): with five, p is at least 1/32."""
-P = 0.05
 Block = tuple[str | None, int | None]
 """Variant and outer fold: what is searched by itself."""
 
@@ -35,10 +29,7 @@ class Search:
         self.job, self.found = job, found
         self._specs: dict[str | None, JobSpec] = dict(specs_of(job.spec))
         self._tops: dict[Any, float] = {}
-        self._trials: dict[tuple[Block, int], Any] = {}
-        """Block and place → Optuna's trial."""
-        self._studies: dict[Block, Any] = {}
-        self._pruned: set[tuple[Block, int]] = set()
+        self._searches: dict[Block, Suggestions] = {}
         self._stand: dict[int, set[str]] = {}
         """Wave of a trial → who trains in it."""
         self._at = {_address(run, self._axis(run)): run.index for run in job.runs if run.place is not None}
@@ -51,7 +42,8 @@ class Search:
     def begin(self, members: list[int]) -> list[Run]:
         """The runs of a pack that train, with their values."""
         runs = [self.job.runs[index] for index in members]
-        self._ask(runs)
+        for run in runs:
+            self._suggestion(run)  # a batch is asked for at once
         found = (self.found.refit(run) if run.point is None else self._assigned(run) for run in runs if not self._left_out(run))
         trained = [run for run in found if run is not None]
         self.found.expect(trained)
@@ -68,9 +60,11 @@ class Search:
 
     def end(self, runs: list[Run]) -> None:
         """Tells the search what a trained pack has shown, and gives up what is surely worse."""
-        for place, (block, members) in {run.place: (_block(run), run) for run in runs if self._suggested(run) and not run.refit}.items():
-            assert place is not None
-            self._tell(block, place, cast(Run, members))
+        for run in {run.place: run for run in runs if not run.refit}.values():
+            search = self._search_of(run)
+            if search is not None:
+                members = self.found.members(run)
+                search.tell(cast(int, run.place), [self.found.metric(index) for index in members if index in self.found.runs], of=len(members))
 
     # ---------------------------------------------------------------- paths
 
@@ -111,52 +105,25 @@ class Search:
 
     # ---------------------------------------------------------------- suggestions
 
-    def _suggested(self, run: Run) -> bool:
-        return run.point is not None and any(isinstance(r, Suggest) for _, r in ranges(self._specs[run.variant]))
-
-    def _ask(self, runs: list[Run]) -> None:
-        """New sets of values for all runs of a pack that have none yet: a batch is asked for at once."""
-        for run in runs:
-            if self._suggested(run) and (key := (_block(run), cast(int, run.place))) not in self._trials:
-                with _quiet() as optuna:
-                    searched = {path: r for path, r in ranges(self._specs[run.variant]) if isinstance(r, Suggest)}
-                    space = {path: optuna.distributions.FloatDistribution(*r.suggest, log=r.log) for path, r in searched.items()}
-                    self._trials[key] = self._study(_block(run)).ask(space)
+    def _search_of(self, run: Run) -> Suggestions | None:
+        """The search to which a run belongs; None where nothing is suggested, and for the refit of a choice."""
+        if run.place is None:
+            return None
+        space = {path: r for path, r in ranges(self._specs[run.variant]) if isinstance(r, Suggest)}
+        if not space:
+            return None
+        if (block := _block(run)) not in self._searches:
+            selection, seed = self.job.spec.selection, seed_at(self.job.spec.seed, "search", *(str(part) for part in block)) % 2**32
+            self._searches[block] = Suggestions(space, seed=seed, higher_is_better=selection.metric.startswith("accuracy"), prune=selection.prune)
+        return self._searches[block]
 
     def _suggestion(self, run: Run) -> dict[str, float]:
-        return dict(self._trials[_block(run), cast(int, run.place)].params) if self._suggested(run) else {}
-
-    def _study(self, block: Block) -> Any:
-        if block not in self._studies:
-            with _quiet() as optuna:
-                seed = seed_at(self.job.spec.seed, "search", *(str(part) for part in block)) % 2**32
-                sampler = optuna.samplers.TPESampler(seed=seed, multivariate=True, constant_liar=True)
-                pruner = optuna.pruners.WilcoxonPruner(p_threshold=P, n_startup_steps=SIX_PAIRS)
-                direction = "maximize" if self.job.spec.selection.metric.startswith("accuracy") else "minimize"
-                self._studies[block] = optuna.create_study(direction=direction, sampler=sampler, pruner=pruner)
-        return self._studies[block]
-
-    def _tell(self, block: Block, place: int, run: Run) -> None:
-        """Every pair of fold and seed is a step; a search that has all of them is done with this set of values."""
-        trial, study, members = self._trials[block, place], self._study(block), self.found.members(run)
-        scores = {step: self.found.metric(index) for step, index in enumerate(members) if index in self.found.runs}
-        with _quiet() as optuna:
-            states = optuna.trial.TrialState
-            if not all(np.isfinite(score) for score in scores.values()):
-                study.tell(trial, state=states.FAIL)
-                self._pruned.add((block, place))
-                return
-            for step, score in scores.items():
-                if step not in trial.study.trials[trial.number].intermediate_values:
-                    trial.report(score, step)
-            if len(scores) == len(members):
-                study.tell(trial, float(np.mean(list(scores.values()))))
-            elif self.job.spec.selection.prune and trial.should_prune():
-                study.tell(trial, state=states.PRUNED)
-                self._pruned.add((block, place))
+        search = self._search_of(run)
+        return {} if search is None else search.values(cast(int, run.place))
 
     def _left_out(self, run: Run) -> bool:
-        return not run.refit and ((run.place is not None and (_block(run), run.place) in self._pruned) or self._halved(run))
+        search = self._search_of(run)
+        return not run.refit and ((search is not None and run.place in search.given_up) or self._halved(run))
 
     # ---------------------------------------------------------------- trials
 
@@ -185,14 +152,3 @@ def _address(run: Run, axis: str | None) -> tuple[Any, ...]:
     """What tells a run from all others: everything but its index."""
     others = tuple((path, value) for path, value in run.values.items() if path != axis)
     return run.variant, run.outer, run.refit, run.fold, run.seed, others, run.place
-
-
-@contextmanager
-def _quiet() -> Iterator[Any]:
-    """Optuna, imported when it is needed, without its log and its warnings that what we use may change: the version is pinned."""
-    import optuna
-
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        yield optuna

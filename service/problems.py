@@ -105,7 +105,8 @@ async def _conflict(_: Request, error: Conflict) -> Response:
 async def _http(request: Request, error: HTTPException) -> Response:
     match error.status_code, getattr(error, "errors", ()):
         case 404, ():
-            return problem(404, f"there is nothing at {request.url.path}")
+            detail = f"there is nothing at {request.url.path}"
+            return problem(404, detail, errors=[Problem("", detail, "/docs describes the API, /openapi.json for programs")])
         case 405, ():
             methods, detail = _methods(request), f"{request.method} is not possible at {request.url.path}"
             return problem(405, detail, errors=[Problem("", detail, f"possible: {methods}")], headers={"Allow": methods})

@@ -24,7 +24,9 @@ def given_of(body: bytes | str) -> dict[str, Any]:
     except UnicodeDecodeError:
         raise SpecRefused([Problem("", "the body is not UTF-8 text", "send JSON encoded as UTF-8")]) from None
     except json.JSONDecodeError as error:
-        raise SpecRefused([Problem("", f"not JSON: {error.msg} at line {error.lineno}, column {error.colno}", "check quotes, commas and brackets there")]) from None
+        raise SpecRefused(
+            [Problem("", f"not JSON: {error.msg.removesuffix(' at')} at line {error.lineno}, column {error.colno}", "check quotes, commas and brackets there")]
+        ) from None
     except ValueError:
         raise SpecRefused([Problem("", "a number has more than 4,300 digits", "write shorter numbers")]) from None
     if not is_object(given):

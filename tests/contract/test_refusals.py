@@ -204,6 +204,7 @@ def test_one_mistake_is_one_problem_at_its_path(changes: dict[str, Any], path: s
 BODIES = [
     ("", "", "not JSON"),
     ("{", "", "not JSON"),
+    ('{"name', "", "Unterminated string starting at line 1, column 2"),
     ("[]", "", "found a list"),
     ("null", "", "found null"),
     ('{"seed": NaN}', "", "NaN is not JSON"),

@@ -16,8 +16,9 @@ from regtrain.contract.job import JobSpec, parse
 from regtrain.contract.losses import Binary, CrossEntropy
 from regtrain.contract.ranges import ends_of
 from regtrain.contract.refusals import problems
-from regtrain.contract.remedies.candidates import Evidence, Remedy, remedies
+from regtrain.contract.remedies.candidates import remedies
 from regtrain.contract.remedies.drawn import drawn
+from regtrain.contract.remedies.remedy import Evidence, Remedy
 from regtrain.contract.runs import ranges, with_values
 from regtrain.contract.selection import Selection
 from regtrain.contract.symptoms import BY_NAME, SymptomName

@@ -9,7 +9,7 @@ import numpy as np
 from regtrain.contract.base import is_list, is_object
 from regtrain.contract.datasets import Facts
 from regtrain.contract.job import JobSpec, resolved
-from regtrain.contract.remedies.candidates import Remedy, accepted
+from regtrain.contract.remedies.remedy import Remedy, accepted
 
 TRIES = 20
 """Draws for each contestant that is wanted: most are accepted."""

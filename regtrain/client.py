@@ -173,7 +173,7 @@ class Client:
         return self._json("GET", f"/v1/jobs/{job}/path")
 
     def curves(self, job: str, *, series: Sequence[str] = (), **query: Any) -> dict[str, Any]:
-        """Loss, objective, penalties and metrics: `runs`, `from`, `to`, `points`, `x`, and `over="seeds"` for mean, min, max and standard error over seeds."""
+        """Loss, objective, penalties and metrics: `runs`, `from`, `to`, `points`, `x`, and `over="seeds"` or `"folds"` for mean, min, max and standard error over them."""
         return self._json("GET", f"/v1/jobs/{job}/curves", params=_with_series(query, series))
 
     def gradients(self, job: str, *, series: Sequence[str] = (), **query: Any) -> dict[str, Any]:

@@ -48,8 +48,12 @@ Count = Annotated[
     ),
 ]
 Over = Annotated[
-    Literal["seeds"] | None,
-    Query(description="`seeds`: the runs that share all searched values (and the fold) become one curve, with mean, min, max, standard error and n.", examples=["seeds"]),
+    across.Across | None,
+    Query(
+        description="`seeds`: the runs that share all searched values (and the fold) become one curve, with mean, min, max, standard error and n. "
+        "`folds`: those of all folds, too; folds share training rows, so their standard error is too small rather than too large.",
+        examples=["seeds"],
+    ),
 ]
 Axis = Annotated[Literal["step", "epoch"], Query(alias="x", description="The unit of `x`.", examples=["step"])]
 
@@ -75,14 +79,14 @@ class CurveAnswer(BaseModel):
 
 
 class SpreadAnswer(BaseModel):
-    """One series of all runs that share the searched values, with `over=seeds`: of exact points, or of the buckets' last values."""
+    """One series of all runs that share the searched values, with `over=`: of exact points, or of the buckets' last values."""
 
     series: str
     values: dict[str, float]
     """Path → value of everything that was searched."""
     variant: str | None
     fold: int | None
-    """The fold that all of them are of."""
+    """The fold that all of them are of; null with `over=folds`."""
     runs: list[int]
     unit: str
     exact: bool
@@ -106,7 +110,7 @@ class SpreadAnswer(BaseModel):
 class CurvesAnswer(BaseModel):
     job: str
     x: str
-    over: str | None = Field(None, description="`seeds` where the series are spreads over seeds.")
+    over: str | None = Field(None, description="`seeds` or `folds` where the series are spreads over them.")
     recorded: list[str] = Field(description="The series of this shape that the job has recorded so far.")
     bins: list[str] | None = Field(None, description="Of histograms alone, whose `y` has a list of counts for each layer: `2^-3` counts 1/8 ≤ x < 1/4, `-2^-3` −1/4 < x ≤ −1/8.")
     layers: list[str] | None = Field(None, description="The layers, in the order of the numbers of a point; null for curves without layers.")
@@ -163,7 +167,7 @@ def curves(
     x: Axis = "step",
     format: Format = None,
 ) -> Response:
-    """Series with one number a step. `curl …/curves?format=text` draws them in a terminal; `over=seeds` shows what is left of a difference when the seed changes."""
+    """Series with one number a step. `curl …/curves?format=text` draws them in a terminal; `over=seeds` shows what is left of a difference when the seed changes, `over=folds` when the rows do."""
     wanted = Wanted(names=series, runs=runs, first=first, last=last, points=points, layers=None, axis=x, over=over)
     return answer(request, db, id, wanted, shape="scalar", format=format)
 
@@ -179,7 +183,7 @@ class Wanted:
     points: int | None
     layers: str | None
     axis: Literal["step", "epoch"]
-    over: Literal["seeds"] | None = None
+    over: across.Across | None = None
 
 
 @dataclass(frozen=True)
@@ -193,7 +197,8 @@ class Found:
     """Of all curves; one of a variant without some of them has `layers` of its own."""
     axis: Literal["step", "epoch"]
     spreads: list[across.Spread] | None = None
-    """With `over=seeds`, in place of the curves."""
+    """With `over=`, in place of the curves."""
+    over: across.Across | None = None
     shape: Shape = "scalar"
 
     def along(self, curve: "Curve | across.Spread") -> list[float]:
@@ -229,12 +234,12 @@ def find(db: Database, job_id: str, wanted: Wanted, *, shape: Shape) -> Found:
     known, layers = _places(job.started, wanted.layers, shape)
     points = _points(wanted.points, curves=max(1, len(chosen) * (job.runs if indices is None else len(indices)) * (len(layers or known) or 1)))
     if shape == "histogram" and wanted.over:
-        raise SpecRefused([Problem("over", "histograms of several seeds are not averaged", "leave over out, and choose runs=")])
+        raise SpecRefused([Problem("over", "histograms of several runs are not averaged", "leave over out, and choose runs=")])
     if wanted.first is not None and wanted.last is not None and wanted.first > wanted.last:
         raise SpecRefused([Problem("from", f"step {wanted.first} lies behind step {wanted.last}", "from must not be greater than to")])
     curves = series.read(db, job_id, series=chosen, runs=indices, first=wanted.first, last=wanted.last, points=points, layers=layers)
-    together = across.seeds(curves, runs.every(db, job_id)) if wanted.over else None
-    return Found(job_id, curves, recorded, (layers or known) if shape != "scalar" else None, wanted.axis, together, shape=shape)
+    together = across.spreads(curves, runs.every(db, job_id), over=wanted.over) if wanted.over else None
+    return Found(job_id, curves, recorded, (layers or known) if shape != "scalar" else None, wanted.axis, together, wanted.over, shape=shape)
 
 
 def _places(started: dict[str, Any] | None, wanted: str | None, shape: Shape) -> tuple[list[str], list[str] | None]:
@@ -247,7 +252,7 @@ def _places(started: dict[str, Any] | None, wanted: str | None, shape: Shape) ->
 
 
 def as_json(found: Found) -> dict[str, Any]:
-    head = {"job": found.job, "x": found.axis, "over": None if found.spreads is None else "seeds", "recorded": found.recorded, "layers": found.layers}
+    head = {"job": found.job, "x": found.axis, "over": found.over, "recorded": found.recorded, "layers": found.layers}
     if found.spreads is not None:
         return {**head, "series": [{**across.as_json(spread, found.along(spread)), **_own_layers(spread.layers, found)} for spread in found.spreads]}
     if found.shape == "histogram":

@@ -1,4 +1,4 @@
-"""Curves over seeds: the runs of one set of values (and one fold) as one curve, with mean, least, greatest, standard error and how many.
+"""Curves over seeds, or over folds and seeds: the runs of one set of values as one curve, with mean, least, greatest, standard error and how many.
 
 Exact points are aggregated as they are, buckets by their last values. All values of one point were taken at one step: a run that
 has stopped (or is not there yet) is left out of it, and out of its n. Numbers that are not finite are counted, and are in no mean.
@@ -6,7 +6,7 @@ has stopped (or is not there yet) is left out of it, and out of its n. Numbers t
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,17 +19,19 @@ from service.faces import Record, chart, columns_of, nullable, printable, short
 STATISTICS = ("mean", "min", "max", "standard_error")
 TABLE_ROWS = 8
 Values = dict[str, float]
+Across = Literal["seeds", "folds"]
 Array = NDArray[Any]
 
 
 @dataclass(frozen=True)
 class Spread:
-    """One series of the runs that differ in nothing but their seed. Arrays are (m,), or (m, layers) for per-layer series."""
+    """One series of the runs that differ in nothing but their seed, or their fold and seed. Arrays are (m,), or (m, layers) for per-layer series."""
 
     series: str
     values: Values
     variant: str | None
     fold: int | None
+    """The fold that all of them are of."""
     runs: list[int]
     exact: bool
     x: NDArray[np.int64]
@@ -48,16 +50,16 @@ class Spread:
     steps_per_epoch: int
 
 
-def seeds(curves: Sequence[Curve], runs: Sequence[Run]) -> list[Spread]:
-    """One spread a series, set of values and fold, in the order in which they first appear. `runs`: all of the job, by index."""
+def spreads(curves: Sequence[Curve], runs: Sequence[Run], *, over: Across) -> list[Spread]:
+    """One spread a series and set of values, and a fold where it is over seeds, in the order in which they first appear. `runs`: all of the job, by index."""
     groups: dict[tuple[Any, ...], list[Curve]] = {}
     for curve in curves:
         run = runs[curve.run]
-        groups.setdefault((curve.series, run.point, run.fold, run.outer, run.refit), []).append(curve)
-    return [_spread(members, runs[members[0].run]) for members in groups.values()]
+        groups.setdefault((curve.series, run.point, run.fold if over == "seeds" else None, run.outer, run.refit), []).append(curve)
+    return [_spread(members, runs[members[0].run], fold=runs[members[0].run].fold if over == "seeds" else None) for members in groups.values()]
 
 
-def _spread(members: Sequence[Curve], of: Run) -> Spread:
+def _spread(members: Sequence[Curve], of: Run, *, fold: int | None) -> Spread:
     width = max(curve.bucket for curve in members)
     parts = [_coarse(curve, width) for curve in members]
     x = np.unique(np.concatenate([part[0] for part in parts]))
@@ -71,7 +73,7 @@ def _spread(members: Sequence[Curve], of: Run) -> Spread:
     sound = np.isfinite(taken) & present
     stopped = [curve.first_nonfinite for curve in members if curve.first_nonfinite is not None]
     return Spread(
-        series=members[0].series, values=of.values, variant=of.variant, fold=of.fold, runs=[curve.run for curve in members], exact=width == 1, x=x, **_statistics(taken, sound),
+        series=members[0].series, values=of.values, variant=of.variant, fold=fold, runs=[curve.run for curve in members], exact=width == 1, x=x, **_statistics(taken, sound),
         n=sound.sum(0), nonfinite=(present & ~sound).sum(0), first_nonfinite=min(stopped, default=None), bucket=width, layers=members[0].layers,
         steps_per_epoch=members[0].steps_per_epoch,
     )  # fmt: skip

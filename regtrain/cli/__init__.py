@@ -28,7 +28,7 @@ Port = Annotated[int, typer.Option(envvar="REGTRAIN_PORT", min=0, max=65_535, he
 Data = Annotated[Path, typer.Option(envvar="REGTRAIN_DATA", help="Folder of the database, datasets, checkpoints and models.")]
 Workers = Annotated[int, typer.Option(envvar="REGTRAIN_WORKERS", min=0, help="Worker processes: one device and one job at a time each.")]
 Device = Annotated[str, typer.Option(envvar="REGTRAIN_DEVICE", help="auto, cpu, cuda or cuda:N.")]
-Over = Annotated[str, typer.Option(help="seeds: runs with the same values as one curve, with mean, min, max, standard error.", show_default=False)]
+Over = Annotated[str, typer.Option(help="seeds or folds: runs with the same values as one curve, with mean, min, max, standard error.", show_default=False)]
 PASS_ON = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 

@@ -1,4 +1,4 @@
-"""`over=seeds`: what the server answers equals numpy over the numbers that were reported, in every form."""
+"""`over=seeds` and `over=folds`: what the server answers equals numpy over the numbers that were reported, in every form."""
 
 import csv
 import io
@@ -99,6 +99,18 @@ def test_runs_of_different_folds_stay_apart(service: Serving) -> None:
     assert_spread(found[1], values[:, 2:4])
 
 
+def test_over_folds_the_runs_of_all_folds_and_seeds_are_one_curve_and_the_refit_another(service: Serving) -> None:
+    job = service.submit(selection={"seeds": 2, "folds": 2})
+    values = RNG.normal(size=(3, service.job(job)["runs"]))
+    service.train(job, {"loss/train": values})
+    body = service.http.get(f"/v1/jobs/{job}/curves?over=folds").json()
+    assert body["over"] == "folds"
+    assert [(s["fold"], s["runs"]) for s in body["series"]] == [(None, [0, 1, 2, 3]), (None, [4])]
+    assert_spread(body["series"][0], values[:, :4])
+    rows = list(csv.DictReader(io.StringIO(service.http.get(f"/v1/jobs/{job}/curves?over=folds&format=csv").text)))
+    np.testing.assert_allclose([float(row["mean"]) for row in rows[:3]], values[:, :4].mean(1), rtol=1e-13)
+
+
 def test_a_run_that_has_stopped_drops_out_of_n(service: Serving) -> None:
     job = service.submit(selection={"seeds": 3})
     values = np.array([[1.0, 2.0, 4.0], [1.0, 3.0, 9.0], [5.0, 7.0, 9.0], [6.0, 9.0, 9.0]])
@@ -170,7 +182,7 @@ def test_every_face_has_the_same_numbers(service: Serving, trained: str) -> None
 
 
 def test_what_cannot_be_aggregated_over_is_refused(service: Serving, trained: str) -> None:
-    assert_problem(service.http.get(f"/v1/jobs/{trained}/curves?over=folds"), 422, path="over")
+    assert_problem(service.http.get(f"/v1/jobs/{trained}/curves?over=layers"), 422, path="over")
 
 
 def begin(service: Serving, job: str, values: dict[str, np.ndarray], *, counts: list[int]) -> None:

@@ -91,7 +91,11 @@ def main(quick: bool) -> None:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     warnings.simplefilter("ignore", ConvergenceWarning)  # as many epochs as everybody: no early stop
     rounds = 2 if quick else 5
-    with TemporaryDirectory() as folder, house(workers=1, log=Path(folder) / "log", port=0, data=folder, threads=1, device="cpu") as running, Client(running.url) as client:
+    with (
+        TemporaryDirectory() as folder,
+        house(workers=1, log=Path(folder) / "log", port=0, data=folder, threads=1, device="cpu", selftest_seconds="inf") as running,
+        Client(running.url) as client,
+    ):
         rows = [row for case in CASES for row in measured(case, client, rounds=rounds)]
     publish("selection", rows, keep=not quick)
 

@@ -232,6 +232,24 @@ class Client:
     def workers(self) -> list[dict[str, Any]]:
         return self._json("GET", "/v1/workers")["workers"]
 
+    def selftest(self) -> dict[str, Any]:
+        """What every worker has measured last of the laws that gradients obey exactly."""
+        return self._json("GET", "/v1/selftest")
+
+    def measure(self, *, seconds: float = 300, every: float = 0.25) -> dict[str, Any]:
+        """Asks every worker to measure those laws anew, and waits for all of them. Without any worker `workers` is empty.
+
+        Raises:
+            TimeoutError: a worker has not answered within `seconds`.
+        """
+        end, seen = time.monotonic() + seconds, self._json("POST", "/v1/selftest")
+        while late := [worker["worker"] for worker in seen["workers"] if worker["asked_at"]]:
+            if time.monotonic() >= end:
+                raise TimeoutError(f"not measured within {seconds:g} seconds by {', '.join(late)}")
+            time.sleep(every)
+            seen = self.selftest()
+        return seen
+
     def catalog(self) -> dict[str, Any]:
         """All kinds with their fields and their meaning."""
         return self._json("GET", "/v1/catalog")

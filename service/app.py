@@ -66,7 +66,6 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     loop, database = asyncio.get_running_loop(), app.state.database
     poller = Poller(lambda ids: look(database, ids))
     app.state.poller, app.state.parsing = poller, asyncio.Semaphore(PARSERS)
-    app.state.measuring, app.state.measured = asyncio.Lock(), None
     app.state.nudge = lambda: loop.call_soon_threadsafe(poller.nudge)
     app.state.stop = lambda: loop.call_soon_threadsafe(poller.close)
     with nudge.listening(database.data, f"service_{ULID()}", "services") as taps:

@@ -1,26 +1,19 @@
-"""The laws that gradients obey exactly, measured on the machine of this service: asked of a worker's own program, since the service knows no torch."""
+"""The laws that gradients obey exactly, measured by every worker on its device: when it has nothing to do for the first time, and whenever it is asked."""
 
-import asyncio
-import json
-import os
-import sys
-import time
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
-from fastapi import APIRouter, Request, Response
-from pydantic import BaseModel, Field
+from fastapi import APIRouter, Response
+from pydantic import BaseModel
 
+from regtrain.store import workers
 from service.faces import json_answer
 from service.jobs import moment
-from service.problems import Refusal, responses
+from service.problems import responses
+from service.requests import Store
 
-router = APIRouter(tags=["health"])
-SECONDS = 300
-"""How long it may take."""
-FRESH_SECONDS = 60
-"""For how long an answer is given again: measuring keeps a core busy for seconds."""
-PASSED_ON = ("PATH", "PYTHONPATH", "HOME", "LD_LIBRARY_PATH", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "CUBLAS_WORKSPACE_CONFIG")
+router = APIRouter(prefix="/v1/selftest", tags=["workers"])
+ANEW = "POST /v1/selftest, or `regtrain selftest`"
 
 
 class LawAnswer(BaseModel):
@@ -33,65 +26,98 @@ class LawAnswer(BaseModel):
     seconds: float
 
 
-class SelftestAnswer(BaseModel):
-    ok: bool
-    """Whether every law holds."""
-    measured_at: datetime
+class MeasuredAnswer(BaseModel):
+    worker: str
+    host: str
+    device: str
+    ok: bool | None
+    """Whether every law holds; null where nothing has been measured."""
+    measured_at: datetime | None
+    asked_at: datetime | None
+    """It was asked to measure anew, and has not done so yet."""
     environment: dict[str, Any]
-    """Versions, device and threads."""
-    laws: list[LawAnswer] = Field(description="Each is measured by training small jobs on the device of `environment`.")
+    """Versions, device and threads with which it was measured."""
+    laws: list[LawAnswer]
+    """Each is measured by training small jobs on the device of the worker."""
+    error: str | None
+    """Why nothing could be measured."""
+
+
+class SelftestAnswer(BaseModel):
+    ok: bool | None
+    """False if a law does not hold somewhere; true if all hold everywhere; null as long as nobody, or not everybody, has measured."""
+    anew: str
+    """How to have them measured anew."""
+    workers: list[MeasuredAnswer]
 
 
 EXAMPLE = {
     "ok": True,
-    "measured_at": "2026-11-21T12:00:00Z",
-    "environment": {"torch": "2.13.0+cpu", "device": "x86_64 CPU", "device_kind": "cpu", "threads": 2},
-    "laws": [
-        {"name": "class_sum", "formula": "Σ_c g_c = 0 in the head of softmax cross-entropy", "error": 1.8e-16, "tolerance": 1e-12, "ok": True, "seconds": 0.05},
+    "anew": ANEW,
+    "workers": [
+        {
+            "worker": "worker_01K",
+            "host": "box",
+            "device": "cpu",
+            "ok": True,
+            "measured_at": "2026-11-21T12:00:00Z",
+            "asked_at": None,
+            "environment": {"torch": "2.13.0+cpu", "device": "x86_64 CPU", "device_kind": "cpu", "threads": 2},
+            "laws": [
+                {
+                    "name": "class_sum",
+                    "formula": "Σ_c g_c = 0 in the head of softmax cross-entropy",
+                    "error": 1.8e-16,
+                    "tolerance": 1e-12,
+                    "ok": True,
+                    "seconds": 0.05,
+                },
+            ],
+            "error": None,
+        }
     ],
 }
 
 
 @router.get(
-    "/v1/selftest",
-    summary="Selftest: exact laws of gradients, measured here",
+    "",
+    summary="Selftest: exact laws of gradients, as each worker measured them last",
     responses={
-        200: {"model": SelftestAnswer, "description": "Every law with its error; `ok` says whether all hold.", "content": {"application/json": {"example": EXAMPLE}}},
-        **responses(422, 503),
+        200: {"model": SelftestAnswer, "description": "Every worker with every law.", "content": {"application/json": {"example": EXAMPLE}}},
+        **responses(422),
     },
 )
-async def selftest(request: Request) -> Response:
-    """Takes some seconds. It runs `python -m worker selftest` beside the service, on the device named by REGTRAIN_DEVICE; measured at most once a minute."""
-    state = request.app.state
-    async with state.measuring:
-        if state.measured is None or time.monotonic() - state.measured[0] > FRESH_SECONDS:
-            found = await measured()
-            state.measured = (time.monotonic(), {**found, "measured_at": moment(datetime.now(UTC))})
-        return json_answer(state.measured[1])
+def selftest(db: Store) -> Response:
+    """A worker measures by itself after its first five idle seconds (`REGTRAIN_SELFTEST_SECONDS`), and when it is asked."""
+    return json_answer(_answer(db))
 
 
-async def measured() -> dict[str, Any]:
-    """The laws, from a process of their own.
+@router.post(
+    "",
+    status_code=202,
+    summary="Ask every worker to measure anew",
+    responses={
+        202: {
+            "model": SelftestAnswer,
+            "description": "What was measured last; `asked_at` is null again when a worker has answered.",
+            "content": {"application/json": {"example": EXAMPLE}},
+        },
+        **responses(422),
+    },
+)
+def measure(db: Store) -> Response:
+    """It takes a worker about ten seconds, beside the job that it trains. Without any worker `workers` is empty."""
+    workers.ask_for_selftests(db)
+    return json_answer(_answer(db), 202)
 
-    Raises:
-        Refusal: 503, no worker can be started on this machine, or it takes too long.
-    """
-    environment = {"LC_ALL": "C.UTF-8", **{name: os.environ[name] for name in PASSED_ON if name in os.environ}}
-    child = await asyncio.create_subprocess_exec(
-        sys.executable, "-P", "-m", "worker", "selftest", "--json", "--device", os.environ.get("REGTRAIN_DEVICE", "auto"),
-        env=environment, stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-    )  # fmt: skip
-    try:
-        async with asyncio.timeout(SECONDS):
-            answer, complaints = await child.communicate()
-    except TimeoutError:
-        raise Refusal(503, f"the laws were not measured within {SECONDS} seconds", hint="try again when the machine has less to do") from None
-    finally:
-        if child.returncode is None:
-            child.kill()
-            await child.wait()
-    try:
-        return json.loads(answer)
-    except ValueError:
-        last = (complaints.decode(errors="replace").strip().splitlines() or [f"it ended with status {child.returncode}"])[-1]
-        raise Refusal(503, f"no worker can be started beside this service: {last[:300]}", hint="run `regtrain selftest` on a machine that has a worker") from None
+
+def _answer(db: Store) -> dict[str, Any]:
+    found = [_measured(worker) for worker in workers.listing(db)]
+    verdicts = {one["ok"] for one in found}
+    return {"ok": False if False in verdicts else True if verdicts == {True} else None, "anew": ANEW, "workers": found}
+
+
+def _measured(worker: workers.Worker) -> dict[str, Any]:
+    outcome = worker.selftest or {"ok": None, "environment": {}, "laws": [], "error": None}
+    times = {"measured_at": moment(worker.selftest_at), "asked_at": moment(worker.selftest_asked_at)}
+    return {"worker": worker.id, "host": worker.host, "device": worker.device, **times, **outcome}

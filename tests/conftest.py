@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+os.environ["REGTRAIN_SELFTEST_SECONDS"] = "inf"  # what a worker does when it is idle would take seconds of every test that starts one
+
 
 @pytest.fixture(scope="session")
 def postgresql_server() -> Iterator[str]:

@@ -22,7 +22,7 @@ PATIENCE = 120.0
 def environment(**settings: str) -> dict[str, str]:
     """This process's environment without its REGTRAIN_ settings, with one thread, and with these."""
     plain = {name: value for name, value in os.environ.items() if not name.startswith("REGTRAIN_")}
-    return {**plain, "OMP_NUM_THREADS": "1", "COLUMNS": "100", "PYTHONWARNINGS": "default", **settings}
+    return {**plain, "REGTRAIN_SELFTEST_SECONDS": "inf", "OMP_NUM_THREADS": "1", "COLUMNS": "100", "PYTHONWARNINGS": "default", **settings}
 
 
 def regtrain(*arguments: object, stdin: str | None = None, cwd: Path | None = None, **settings: str) -> "subprocess.CompletedProcess[str]":

@@ -3,6 +3,7 @@
 """
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -40,8 +41,15 @@ def _selftest(arguments: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     parser.add_argument("--threads", type=int, help="threads of the arithmetic on the CPU")
+    parser.add_argument("--parent", type=int, metavar="PID", help="the process with which this one is to end")
+    parser.add_argument("--nice", type=int, default=0, help="give way to others: 0 to 19")
     options = parser.parse_args(arguments)
     try:
+        os.nice(options.nice)
+        if options.parent is not None:
+            from worker.trainer import die_with
+
+            die_with(options.parent)
         from worker.selftest import selftest
 
         return selftest(device=options.device, threads=options.threads, as_json=options.json)
@@ -59,6 +67,7 @@ def _work(arguments: list[str]) -> int:
     parser.add_argument("--checkpoint-seconds", type=float, help="the most work that a crash can cost (30)")
     parser.add_argument("--stall-seconds", type=float, help="a trainer that reports nothing for so long is killed (300)")
     parser.add_argument("--poll-seconds", type=float, help="how often an idle worker looks by itself (0.25)")
+    parser.add_argument("--selftest-seconds", type=float, help="a worker idle for so long measures the laws of gradients once (5); inf: only when asked")
     parser.add_argument("--idle-exit", type=float, metavar="SECONDS", help="leave when nothing has been queued or running for so long")
     given = {name: value for name, value in vars(parser.parse_args(arguments)).items() if value is not None}
     from pydantic import ValidationError

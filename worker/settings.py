@@ -27,6 +27,8 @@ class Settings(BaseSettings):
     """A trainer that reports nothing for this long is killed."""
     poll_seconds: Seconds = 0.25
     """How often an idle worker looks into the queue when nobody nudges it."""
+    selftest_seconds: Annotated[float, Field(ge=0)] = 5.0
+    """A worker that has had nothing to do for so long measures the laws of gradients once, in a process of its own, which a job ends; inf: only when asked."""
     idle_exit: Annotated[float, Field(ge=0)] | None = None
     """Leave when nothing has been queued or running for this many seconds."""
 

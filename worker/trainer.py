@@ -47,7 +47,7 @@ class Wishes:
 
 def main() -> None:
     options = _options()
-    _die_with(options.parent)
+    die_with(options.parent)
     connection = Connection(options.socket)
     wishes = Wishes()
     threading.Thread(target=_listen, args=(connection, wishes), daemon=True).start()
@@ -81,7 +81,7 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _die_with(parent: int) -> None:
+def die_with(parent: int) -> None:
     """No orphan computes on: the kernel kills this process with its parent. Signals meant for the loop are the loop's to judge."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

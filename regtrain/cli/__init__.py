@@ -95,9 +95,20 @@ def run(context: typer.Context) -> None:
 
 
 @app.command()
-def selftest(device: Device = "auto", as_json: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False) -> None:
-    """Measure on this machine what gradients obey exactly; exits with 1 where something does not hold."""
-    _become("worker", ["selftest", "--device", device, *(["--json"] if as_json else [])])
+def selftest(
+    url: Url = "",
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
+    here: Annotated[bool, typer.Option("--here", help="On this machine, without a service.")] = False,
+    device: Device = "auto",
+) -> None:
+    """Have every worker measure what gradients obey exactly, on its device; exits with 1 where something does not hold."""
+    if here:
+        _become("worker", ["selftest", "--device", device, *(["--json"] if as_json else [])])
+    with _client(url) as client:
+        found = client.measure()
+    out.print_json(data=found) if as_json else show.selftest(out, found)
+    if not found["ok"]:
+        raise typer.Exit(FAILED)
 
 
 @app.command()

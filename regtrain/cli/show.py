@@ -109,6 +109,20 @@ def jobs(console: Console, found: "list[Job]") -> None:
     console.print(table if found else "no jobs")
 
 
+def selftest(console: Console, found: dict[str, Any]) -> None:
+    """The laws as every worker has measured them."""
+    if not found["workers"]:
+        console.print("there is no worker: start one, or measure on the machine that is in doubt with `regtrain selftest --here`")
+    for worker in found["workers"]:
+        console.print(f"[bold]{worker['worker']}[/] on {escape(worker['host'])}, {worker['device']}, {worker['measured_at']}")
+        if worker["error"]:
+            console.print(f"[red]{escape(worker['error'])}[/]")
+        for law in worker["laws"]:
+            verdict = "[green]ok[/]" if law["ok"] else "[red]NO[/]"
+            error = "not finite" if law["error"] is None else f"{law['error']:.2e}"
+            console.print(f"{verdict}  {law['name']:22} {error:>10} of {law['tolerance']:.1e}  {escape(law['formula'])}", soft_wrap=True)
+
+
 def _size(count: int) -> str:
     return f"{count / 1e6:.3g} MB" if count >= 1e6 else f"{count / 1e3:.3g} kB"
 

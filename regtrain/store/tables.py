@@ -322,6 +322,9 @@ workers = Table(
     Column("job", String),
     Column("started_at", Utc, nullable=False),
     Column("seen_at", Utc, nullable=False),
+    _words("selftest"),
+    Column("selftest_at", Utc),
+    Column("selftest_asked_at", Utc),
     sqlite_strict=True,
 )
 

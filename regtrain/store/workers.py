@@ -12,6 +12,7 @@ from typing import Any
 
 from sqlalchemy import delete, insert, select, update
 
+from regtrain.store import nudge
 from regtrain.store.database import Database
 from regtrain.store.tables import now
 from regtrain.store.tables import workers as table
@@ -27,6 +28,11 @@ class Worker:
     job: str | None
     started_at: datetime
     seen_at: datetime
+    selftest: dict[str, Any] | None
+    """What it has measured last of the laws of gradients: ok, laws, environment, error."""
+    selftest_at: datetime | None
+    selftest_asked_at: datetime | None
+    """It was asked to measure, and has not done so yet."""
 
 
 @contextmanager
@@ -51,6 +57,27 @@ def beat(db: Database, worker: str, *, job: str | None = None) -> None:
     """Says that the worker lives, and which job it has."""
     with db.write() as connection:
         connection.execute(update(table).where(table.c.id == worker).values(seen_at=now(), job=job))
+
+
+def ask_for_selftests(db: Database) -> None:
+    """Asks every worker to measure the laws of gradients on its device."""
+    with db.write() as connection:
+        connection.execute(update(table).values(selftest_asked_at=now()))
+    nudge.wake(db.data, "workers")
+
+
+def asked(db: Database, worker: str) -> datetime | None:
+    """Since when the worker has been asked to measure."""
+    with db.read() as connection:
+        return connection.execute(select(table.c.selftest_asked_at).where(table.c.id == worker)).scalar()
+
+
+def measured(db: Database, worker: str, outcome: dict[str, Any], *, asked: datetime | None) -> None:
+    """Stores what the worker has measured. `asked`: the mark that this answers; a newer one stays."""
+    mine = table.c.id == worker
+    with db.write() as connection:
+        connection.execute(update(table).where(mine).values(selftest=outcome, selftest_at=now()))
+        connection.execute(update(table).where(mine, table.c.selftest_asked_at == asked).values(selftest_asked_at=None))
 
 
 def listing(db: Database) -> list[Worker]:

@@ -1,35 +1,51 @@
-"""/v1/selftest: a worker's program measures, the service only asks."""
+"""/v1/selftest: workers measure, the service asks and shows."""
 
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from typing import Any
 
-import pytest
-from serving import Serving, assert_problem, serving
+from serving import Serving, assert_problem
 
+from regtrain.store import workers
 
-def test_every_law_holds_here_and_is_measured_once(service: Serving) -> None:
-    with ThreadPoolExecutor() as pool:
-        first, second = pool.map(lambda _: service.http.get("/v1/selftest"), range(2))
-    body = first.json()
-    assert first.status_code == 200, first.text
-    assert body["ok"] is True
-    assert {"equal_products", "finite_differences", "mean_field"} <= {law["name"] for law in body["laws"]}
-    assert all(law["ok"] and law["error"] <= law["tolerance"] and law["formula"] for law in body["laws"])
-    assert body["environment"]["device_kind"] in ("cpu", "cuda")
-    assert second.json() == body
+LAW: dict[str, Any] = {"name": "uniform", "formula": "ln C", "error": 1e-16, "tolerance": 1e-12, "ok": True, "seconds": 0.1}
+SOUND: dict[str, Any] = {"ok": True, "environment": {"torch": "2"}, "laws": [LAW], "error": None}
+BROKEN: dict[str, Any] = {**SOUND, "ok": False, "laws": [LAW, {**LAW, "error": None, "ok": False}]}
+UNMEASURED: dict[str, Any] = {"ok": None, "environment": {}, "laws": [], "error": "the laws were not measured: exit code 2"}
 
 
-def test_without_a_worker_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "torch").mkdir()
-    (tmp_path / "torch" / "__init__.py").write_text("raise ImportError('torch is not installed here')")
-    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}:{Path(__file__).parents[2]}")
-    with serving(tmp_path / "data") as alone:
-        found = assert_problem(alone.http.get("/v1/selftest"), 503, path="")
-        assert "torch is not installed here" in found["detail"]
-        assert_problem(alone.http.get("/v1/selftest?device=cpu"), 422, path="device")
+def test_shows_the_newest_of_each_worker_and_who_has_been_asked(service: Serving) -> None:
+    def shown() -> list[Any]:
+        body = service.http.get("/v1/selftest").json()
+        return [body["ok"], *((one["ok"], len(one["laws"]), one["measured_at"] is not None, one["asked_at"] is not None) for one in body["workers"])]
+
+    def measured(worker: str, outcome: dict[str, Any]) -> None:
+        workers.measured(service.database, worker, outcome, asked=workers.asked(service.database, worker))
+
+    assert service.http.post("/v1/selftest").json()["workers"] == []
+    with workers.register(service.database, "w-1", device="cpu", versions={}), workers.register(service.database, "w-2", device="cuda:0", versions={}):
+        assert shown() == [None, (None, 0, False, False), (None, 0, False, False)]
+        measured("w-1", SOUND)
+        assert shown() == [None, (True, 1, True, False), (None, 0, False, False)]
+        asked = service.http.post("/v1/selftest")
+        assert asked.status_code == 202
+        assert asked.json() == service.http.get("/v1/selftest").json()
+        assert shown() == [None, (True, 1, True, True), (None, 0, False, True)]
+        measured("w-2", SOUND)
+        assert shown() == [True, (True, 1, True, True), (True, 1, True, False)]
+        measured("w-1", BROKEN)
+        assert shown() == [False, (False, 2, True, False), (True, 1, True, False)]
+        measured("w-1", UNMEASURED)
+        assert shown() == [None, (None, 0, True, False), (True, 1, True, False)]
+        one = service.http.get("/v1/selftest").json()["workers"][1]
+        assert (one["worker"], one["device"], one["laws"], one["environment"]) == ("w-2", "cuda:0", [LAW], {"torch": "2"})
+    assert_problem(service.http.post("/v1/selftest?device=cpu"), 422, path="device")
 
 
-def test_a_device_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("REGTRAIN_DEVICE", "cuda:63")
-    with serving(tmp_path / "data") as alone:
-        assert "GPUs here" in assert_problem(alone.http.get("/v1/selftest"), 503)["detail"]
+def test_an_answer_to_an_older_question_leaves_a_newer_one_open(service: Serving) -> None:
+    with workers.register(service.database, "w-1", device="cpu", versions={}):
+        service.http.post("/v1/selftest")
+        first = workers.asked(service.database, "w-1")
+        service.http.post("/v1/selftest")
+        workers.measured(service.database, "w-1", SOUND, asked=first)
+        assert workers.asked(service.database, "w-1") is not None
+        workers.measured(service.database, "w-1", SOUND, asked=None)  # begun by itself
+        assert workers.asked(service.database, "w-1") is not None

@@ -16,9 +16,9 @@ from worker_houses import QUICK, House
 from regtrain.contract.events import Finished
 from regtrain.contract.states import Failure, State
 from regtrain.store import jobs, workers
+from worker.attempt import Attempt
 from worker.child import Child, Inbox, Ready
 from worker.crash import POINTS
-from worker.loop import Attempt
 from worker.settings import Settings
 
 SPEC: dict[str, Any] = {

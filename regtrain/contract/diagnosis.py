@@ -33,7 +33,7 @@ SENTENCES: dict[SymptomName, str] = {
     "rate_too_low": "The learning rate is too low: all updates together moved the weights by {value:.2g} of their size, and the loss only from {first:.4g} to {loss:.4g}.",
     "exploding_gradient": "The gradient's norm rose to {norm:.3g}, {value:.3g} times its size before, at step {step}{at_layer}.",
     "non_finite": "At step {step} the loss was {loss} and {value:.0f} number(s) were not finite{at_layer}.",
-    "dead_units": "At least {value:.0%} of the units of {layer} are dead: they were 0 on {share:.1%} of the batches of {rows:.0f} rows (firing below {bound_reached:.2g}).",
+    "dead_units": "At least {value:.0%} of the units of {layer} are dead: {share:.1%} were 0 on each of {rows:.0f} rows (with 95 % a silent unit fires on less than {bound_reached:.2g} of all).",
     "vanishing_gradient": "While it trains, the gradient that reaches {layer} is {seen:.2g} of that at {last}, and its weights get {weights:.2g} of that layer's gradient.",
     "no_gradient": "{layer} gets no gradient: it is exactly 0 at each of {steps:.0f} steps, in {layers:.0f} layer(s).",
     "no_change": "The weights of {layer} do not move: an update is {value:.2g} of them, below the rounding of their numbers, though their gradient is not small.",

@@ -59,6 +59,8 @@ SERIES: tuple[Series, ...] = (
     Series("histogram/gradient", "g_l", "entries", "histogram", "linear", "none", "entries of the layer's gradient on up to 256 training rows, by sign and power of two", "full", after=True),
     Series("histogram/update", "Δw_l", "entries", "histogram", "linear", "none", "entries of the last update of the layer's weights, by sign and power of two", "full", after=True),
     Series("activation/dead", "", "share", "per_layer", "linear", "lower", "ReLU: share of the layer's units (channels) that are 0 on every row (and pixel) of the batch", "full"),
+    Series("activation/silent", "", "share", "per_layer", "linear", "lower", "ReLU: share of the layer's units (channels) that fire on none of up to 2,995 distinct training rows, after t updates", "standard", after=True),
+    Series("histogram/firing", "", "units", "histogram", "linear", "none", "ReLU and its kin: units of the layer by the share of those rows on which they fire, in powers of two; 0: on none", "standard", after=True),
     Series("activation/firing", "", "share", "per_layer", "linear", "none", "ReLU and its kin: share of the layer's activations that are positive; 0 for the head, which has none", "full"),
     Series("activation/saturated", "", "share", "per_layer", "linear", "lower", "sigmoid, tanh, softsign: share of the layer's activations where |φ′| is below 1 % of its maximum: |z| > 5.99, 2.99, 9", "full"),
     Series("identity/weight_product", "⟨W_l, ∇W_l⟩", "loss", "per_layer", "linear", "none", "equal in all layers of a bias-free homogeneous net; 0 in front of batch norm with ε = 0", "full"),

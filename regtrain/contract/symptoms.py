@@ -110,8 +110,8 @@ SYMPTOMS: tuple[Symptom, ...] = (
     ),
     Symptom("non_finite", "training", "a loss or an entry of a gradient is NaN or infinite", "IEEE 754", needs="off"),
     Symptom(
-        "dead_units", "training", "more than half of a layer's units fire on fewer than 1 of 1000 rows: the least share of them with which the batches of a window can be explained",
-        "Lu et al. 2020, Dying ReLU and Initialization", ("vanishing_gradient", "no_gradient", "plateau", "underfitting"), needs="full",
+        "dead_units", "training", "more than half of a layer's units fire on fewer than 1 of 1000 rows: the least share of them with which those that are 0 on each of up to 2,995 distinct rows can be explained",
+        "Lu et al. 2020, Dying ReLU and Initialization", ("vanishing_gradient", "no_gradient", "plateau", "underfitting"),
     ),
     Symptom(
         "vanishing_gradient", "training", "over a window the medians of ln ‖δ_l‖² fall as for vanishing_signal, and the rms of the weight gradient falls with them by more than e³",

@@ -24,7 +24,7 @@ def test_every_symptom_has_a_sentence() -> None:
     assert list(SENTENCES) == list(BY_NAME)
     assert judged("off") == [name for name in judged("light") if BY_NAME[name].needs == "off"]
     assert "vanishing_signal" in judged("standard")
-    assert "dead_units" not in judged("standard")
+    assert "saturated" not in judged("standard")
     assert set(BY_NAME) - set(judged("full")) == {"label_noise"}
 
 

@@ -41,7 +41,7 @@ def test_a_job_that_shows_nothing_is_healthy(service: Serving, claim: jobs.Claim
     answer = service.http.get(service.job(claim.job)["links"]["diagnosis"]).json()
     assert (answer["verdict"], answer["summary"]) == ("healthy", "No symptom.")
     assert set(answer["judged"]) | set(answer["not_judged"]) == set(BY_NAME)
-    assert "dead_units" in answer["not_judged"], "its series is one of full"
+    assert "saturated" in answer["not_judged"], "its series is one of full"
 
 
 def test_the_root_and_what_it_brings_about(service: Serving, claim: jobs.Claim) -> None:

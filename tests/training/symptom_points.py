@@ -38,7 +38,8 @@ def points(values: Mapping[str, Any], *, first: int = 0, last: int | None = None
     dense = {name: np.asarray(value)[first:last] for name, value in values.items()}
     for name, (at, value) in (after or {}).items():
         inside = [place for place, step in enumerate(at) if first < step <= last or (step == 0 and first == 0)]
-        steps[name], dense[name] = np.asarray(at, np.int64)[inside], np.asarray(value, float)[inside].reshape(len(inside), 1)
+        numbers = np.asarray(value, float)[inside]
+        steps[name], dense[name] = np.asarray(at, np.int64)[inside], numbers[:, None]
     full = {name: np.full(value.shape[1], len(value)) for name, value in dense.items()}
     return Points(0, last, steps, dense, full if counts is None else {**full, **{name: np.array([counts]) for name in values}})
 

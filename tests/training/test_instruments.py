@@ -132,6 +132,8 @@ def test_dead_units_and_dead_channels():
 def test_series_that_mean_nothing_are_not_recorded():
     for kind, there in (("relu", {"dead", "firing"}), ("gelu", {"firing"}), ("tanh", {"saturated"}), ("softplus", set()), ("identity", set())):
         found = trained(mlp(kind))
+        there = there | ({"silent"} if kind == "relu" else set())
+        assert ("histogram/firing" in found.curves) is ("histogram/firing" in found.started.series) is ("firing" in there)
         assert {name.removeprefix("activation/") for name in found.curves if name.startswith("activation/")} == there
         assert {name.removeprefix("activation/") for name in found.started.series if name.startswith("activation/")} == there
 

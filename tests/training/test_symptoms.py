@@ -60,7 +60,6 @@ CASES: dict[str, tuple[str, Mapping[str, Any], dict[str, Any], str | None, int |
         "rate_too_high", changed(loss_train=flat(2.303), update_ratio=np.where((np.arange(STEPS)[:, None, None] == 7) & (LAYERS == 2), 5.0, 0.01) * np.ones((STEPS, 1, 5))), {}, "layers.2", 7,
         np.sqrt((25 + 4 * 1e-4) / 5),
     ),
-    "dead units": ("dead_units", healthy() | {"activation/dead": np.tile([0.0, 0.96, 0.0, 0.0, 0.0], (STEPS, 1, 1))}, {"batch": 640, "per_epoch": 1}, "layers.1", 1, (0.96 - 0.999**640) / (1 - 0.999**640)),
     "vanishing while it trains": (
         "vanishing_gradient", changed(loss_train=FULL_LOSS, signal_backward=falling(-8) * np.ones((STEPS, 1, 5)), gradient_rms=falling(-8) * np.ones((STEPS, 1, 5))), {}, "layers.0", 1, np.exp(-4),
     ),
@@ -88,6 +87,22 @@ CASES: dict[str, tuple[str, Mapping[str, Any], dict[str, Any], str | None, int |
 }  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("rows", "share", "loss", "told"), [(640, 0.8, 2.2, True), (640, 0.75, 2.2, False), (60_000, 0.55, 2.2, True), (60_000, 0.5, 2.2, False), (640, 1.0, 0.1, False)]
+)
+def test_dead_units_are_those_that_fired_on_no_row(rows: int, share: float, loss: float, told: bool) -> None:
+    """0.999^640 = 0.527 of units that fire on 1/1000 of all rows are silent on 640, 0.999^2995 = 0.0499 on 2,995: (0.8 − 0.527)/(1 − 0.527) = 0.577."""
+    after = {"activation/silent": ([0, 40], np.tile([0.0, share, 0.0, 0.0, 0.0], (2, 1)))}
+    found = [one for one in seen(changed(loss_train=flat(loss)), after=after, rows=rows, per_epoch=max(1, rows // 64)) if one.symptom == "dead_units"]
+    assert len(found) == told
+    for one in found:
+        seen_rows = min(rows, 2995)
+        assert (one.layer, one.step) == ("layers.1", 32)
+        assert one.value == pytest.approx((share - 0.999**seen_rows) / (1 - 0.999**seen_rows))
+        assert one.evidence == {"share": share, "rows": seen_rows, "bound_reached": pytest.approx({640: 0.00467, 2995: 0.0009997}[seen_rows], rel=1e-3)}
+        assert "?" not in sentence(one)
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_what_was_put_in_is_found_where_it_was_put(case: str) -> None:
     symptom, values, facts, layer, step, value = CASES[case]
@@ -108,8 +123,6 @@ NEAR: dict[str, tuple[str, Mapping[str, Any], dict[str, Any]]] = {
     "a shallow fall": ("vanishing_signal", times("signal/backward", falling(-5.9)), {}),
     "a fall on no line": ("vanishing_signal", times("signal/backward", [0.03, 3.0, 1.0, 1.0, 1.0]), {}),
     "batch norm's rise": ("exploding_signal", times("signal/backward", falling(13)), {"normalized": True}),
-    "sparse at batch 1": ("dead_units", healthy() | {"activation/dead": np.full((STEPS, 1, 5), 0.8)}, {"batch": 1, "per_epoch": 640}),
-    "sparse in batches": ("dead_units", healthy() | {"activation/dead": np.full((STEPS, 1, 5), 0.93)}, {}),
     "zero gradients of a solved problem": ("no_gradient", times("loss/train", 1e-3) | {"gradient/norm": np.zeros((STEPS, 1, 5))}, {}),
     "small updates of a solved problem": ("no_change", times("loss/train", 1e-3) | {"update/ratio": np.zeros((STEPS, 1, 5))}, {}),
     "warm-up": ("no_change", healthy() | {"learning_rate": np.linspace(1e-9, 0.1, STEPS)[:, None], "update/ratio": np.zeros((STEPS, 1, 5))}, {}),

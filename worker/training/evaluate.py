@@ -33,7 +33,7 @@ def evaluate(pack: Pack, part: Part, name: str) -> dict[str, Tensor]:
     loss = torch.zeros(pack.size, dtype=torch.float64, device=pack.device)
     hits: Tensor | None = None
     running = pack.layout.buffer_views(pack.buffers) or None
-    chunk = max(1, min(CHUNK, NUMBERS // sum(math.prod(layer.signal) for layer in pack.shape)))
+    chunk = chunk_of(pack)
     for first in range(0, len(part), chunk):
         x, y = part.x[first : first + chunk], part.y[first : first + chunk]
         outputs = forward(pack.net, x, running=running).outputs
@@ -41,3 +41,8 @@ def evaluate(pack: Pack, part: Part, name: str) -> dict[str, Tensor]:
         found = correct(pack.spec.loss, outputs, y)
         hits = found if hits is None else None if found is None else hits + found
     return {f"loss/{name}": loss / size_of(pack.spec.loss, part.y, pack.class_weights), **({f"accuracy/{name}": hits.double() / len(part)} if hits is not None else {})}
+
+
+def chunk_of(pack: Pack) -> int:
+    """Rows at a time."""
+    return max(1, min(CHUNK, NUMBERS // sum(math.prod(layer.signal) for layer in pack.shape)))

@@ -16,7 +16,7 @@ from regtrain.contract.models import LinearModel, times
 from regtrain.contract.runs import Run, points
 from regtrain.contract.series import SERIES
 from regtrain.contract.states import RunState, StopReason
-from worker.training import activations, cautions, preprocess
+from worker.training import activations, cautions, firing, preprocess
 from worker.training.adapt import Adapting
 from worker.training.certificates import certifier
 from worker.training.checkpoints import save
@@ -132,6 +132,8 @@ def _series(job: Job, pack: Pack) -> list[str]:
         **dict.fromkeys(("noise/trace", "noise/gradient", "noise/scale"), len(job.train) > 1),
         "gradient/validation_cosine": len(job.val) > 0,
         **{name: name in measured for name in (activations.DEAD, activations.FIRING, activations.SATURATED)},
+        firing.SILENT: activations.DEAD in measured,
+        firing.RATES: activations.FIRING in measured,
         "penalty_gradient/norm": penalised,
         "penalty_gradient/cosine": penalised,
     }

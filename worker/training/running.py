@@ -15,6 +15,7 @@ from regtrain.contract.events import Checkpointed, Log, Noticed, Points
 from regtrain.contract.models import Lsuv
 from regtrain.contract.ranges import concrete
 from regtrain.contract.runs import Run
+from worker.training import firing
 from worker.training.adapt import Adapting
 from worker.training.checkpoints import save
 from worker.training.device import environment
@@ -85,6 +86,8 @@ class Running:
         with self.spending("evaluate"):
             if includes(self.pack.spec.diagnostics, "full") and due(self.done, per_epoch=self.job.per_epoch, steps=self.job.steps):
                 self.recorder.add_after(self.done, probe(self.pack, self.job.train, self.job.val, last), alive)
+            if includes(self.pack.spec.diagnostics, "standard") and firing.due(self.done, per_epoch=self.job.per_epoch, steps=self.job.steps):
+                self.recorder.add_after(self.done, firing.counted(self.pack, self.job.train), alive)
             metrics = evaluate(self.pack, self.job.val, "val") if len(self.job.val) else {}
             if self.done and metrics:
                 self.best.update(self.pack, self.done, metrics)

@@ -5,6 +5,7 @@ from math import exp
 
 import numpy as np
 
+from worker.training.firing import ROWS
 from worker.training.symptoms.initialisation import REACH, falls
 from worker.training.symptoms.known import Known
 from worker.training.symptoms.window import Array, Finding, Past, Window, judged, moved, sure
@@ -18,8 +19,8 @@ NEAR = 0.98
 UNSTABLE = 2.0
 """Times the bound of plain descent: sharpness hovers just above the bound in healthy full-batch training (Cohen et al. 2021)."""
 MOST_SATURATED = 0.9
-DYING, FIRING, DISTINCT = 0.5, 1e-3, 2995
-"""Share of dead units that is reported, the firing probability below which a unit is dead, the rows without a firing that show it at 95 %."""
+DYING, FIRING = 0.5, 1e-3
+"""Share of dead units that is reported, the firing probability below which a unit is dead."""
 WEIGHT_FALL = 3.0
 JUMP, LOSS_JUMP = 100.0, 10.0
 LEARNING = 0.1
@@ -145,19 +146,18 @@ def saturated(known: Known, window: Window, past: Past) -> Iterator[Finding]:
 
 
 def dead_units(known: Known, window: Window, past: Past) -> Iterator[Finding]:
-    """Of units that fire on a share p ≥ 1/1000 of all rows, a batch of B rows leaves (1 − p)^B ≤ 0.999^B at 0. What is at 0 beyond that needs dead units:
-    d ≥ (share − 0.999^B)/(1 − 0.999^B), share the mean over the window (Lu et al. 2020). Sparse units and small batches explain themselves by this."""
-    if not window.has("activation/dead") or not judged(known, window):
+    """Units that were 0 on each of n distinct rows, at the last count of a window. Of those that fire on 1/1000 of all rows, 0.999^n would be silent, too: the
+    others are dead, d ≥ (silent − 0.999^n)/(1 − 0.999^n) (Lu et al. 2020). With 95 % a silent unit fires on fewer than 1 − 0.05^(1/n) of all rows."""
+    if not window.has("activation/silent") or not judged(known, window):
         return
-    seen = min(window.length * known.batch, known.rows)
-    if seen < min(DISTINCT, known.rows):
-        return
-    off = (1 - FIRING) ** min(known.batch, known.rows)
-    share_of = (window.values["activation/dead"].mean(0) - off) / (1 - off)
-    for place in np.flatnonzero(share_of.max(1) > DYING):
-        layer = int(share_of[place].argmax())
-        value = float(share_of[place, layer])
-        evidence = {"share": float(window.values["activation/dead"][:, place, layer].mean()), "rows": float(seen), "bound_reached": float(1 - 0.05 ** (1 / seen))}
+    rows = min(ROWS, known.rows)
+    off = (1 - FIRING) ** rows
+    silent = window.values["activation/silent"][-1]  # (R, L)
+    dead = (silent - off) / (1 - off)
+    for place in np.flatnonzero((dead.max(1) > DYING) & _unlearned(known, window)):
+        layer = int(dead[place].argmax())
+        value = float(dead[place, layer])
+        evidence = {"share": float(silent[place, layer]), "rows": float(rows), "bound_reached": float(1 - 0.05 ** (1 / rows))}
         yield Finding("dead_units", int(place), known.layers[layer], window.first, value, DYING, "critical" if value > 0.9 else "warning", sure(value, DYING), {**evidence})
 
 

@@ -14,9 +14,9 @@ FIRST = (1, 32, 128)
 """Updates after which a window ends, and from then on every EVERY: what is wrong at once is seen early, and later looking costs little."""
 WATCHED = (
     "loss/train", "gradient/total", "gradient/norm", "gradient/rms", "gradient/nonfinite", "gradient/clipped", "signal/backward", "weight/norm", "update/ratio",
-    "penalty_gradient/norm", "penalty_gradient/cosine", "learning_rate", "activation/dead", "activation/saturated",
+    "penalty_gradient/norm", "penalty_gradient/cosine", "learning_rate", "activation/saturated",
 )  # fmt: skip
-AFTER = ("loss/val", "accuracy/val", "curvature/sharpness")
+AFTER = ("loss/val", "accuracy/val", "curvature/sharpness", "activation/silent")
 """Series whose point t follows t updates."""
 THIN = 64
 """Steps of a window that a median is taken over: every fourth of 256."""

@@ -82,13 +82,20 @@ def _repairs() -> Iterator[str]:
         return
     entry = json.loads(REPAIRED.read_text(encoding="utf-8"))[-1]
     row, found = entry["rows"][0], entry["hardware"]
-    yield f"Of every kind of fault the first case of each problem that was struck ({len(row['cases'])} cases). What is to be cured is the cause that the diagnosis gave, right or wrong; beside its remedies as many random changes of the same paths, and the broken spec itself with other seeds. Half of the seeds choose the best of each, the other half judge: accuracy on held-out rows above the problem's floor. {row['cost']:.1f} trainings a case and seed on each side on average. Load {found['load']:.1f}; {entry['when'][:10]}."
+    spent = row["cost"]["time"]
+    yield f"Of every kind of fault the first case of each problem that was struck ({len(row['cases'])} cases). What is to be cured is the cause that the diagnosis gave, right or wrong; beside its remedies as many random changes drawn from the space that they span, and the broken spec itself. {len(row['cases'][0]['control'])} seeds choose the best of each, and none where none beats the control; as many others judge, with other rows held out: accuracy there above the problem's floor. The rules were developed with seed 0 of each job, what is here is from seed {row['cases'][0]['seed']} on; the cases are the same, so the figures say little of faults that nobody thought of. Load {found['load']:.1f}; {entry['when'][:10]}."
     yield ""
-    names = {"control": "another seed", "remedy": "remedies", "random": "random search, same budget"}
+    yield f"Cost of a trial: {row['cost']['runs']:.1f} times as many runs as the control's alone on average; in time, with {len(row['cases'][0]['control'])} seeds and all contestants, {median(spent):.0f} trainings of the control (median; at most {spent[-1]:.0f})."
+    yield ""
+    names = {"control": "as it is, another seed", "remedy": "remedies", "random": "random search, same space, same budget"}
     yield from table(
-        ["", "judging runs that learned", "cases that ended worse than the control"],
-        [[words, _share(row["repaired"][name]), _share(row["worse"][name]) if name in row["worse"] else ""] for name, words in names.items()],
+        ["", "judging runs that learned", "cases that ended worse than the control", "labels themselves wrong (no spec can repair them)"],
+        [[words, _share(row["repaired"][name]), _share(row["worse"][name]) if name in row["worse"] else "", _share(row["beyond"][name])] for name, words in names.items()],
     )
+    yield ""
+    words = {"first": "the first remedy of the list", "remedies": "any remedy of the list", "random": "any random change"}
+    untried = "; ".join(f"{said}: {_share(row['untried'][name])}" for name, said in words.items())
+    yield f"Without a choice, runs that learned: {untried}."
     yield ""
     yield from table(
         ["problem: case", "to be cured", "another seed", "best remedy", "its accuracy", "best random change, accuracy"],

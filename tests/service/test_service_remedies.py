@@ -121,7 +121,7 @@ def test_verdicts_come_with_the_candidates_and_what_was_confirmed_comes_first_ev
 
 def test_other_faces(service: Serving, ended: str) -> None:
     rows = service.http.get(f"/v1/jobs/{ended}/remedies", params={"symptom": "plateau", "format": "jsonl"}).text.splitlines()
-    assert json.loads(rows[0])["label"] == "lr × 10"
+    assert json.loads(rows[0])["label"] == "adam"
     table = service.http.get(f"/v1/jobs/{ended}/remedies", params={"symptom": "plateau"}, headers={"Accept": "text/csv"}).text
     assert table.startswith("label,set,expects,trial,verdict,pairs,shown,difference,p")
     text = service.http.get(f"/v1/jobs/{ended}/remedies", params={"symptom": "label_noise", "format": "text"}).text

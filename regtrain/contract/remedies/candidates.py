@@ -1,16 +1,26 @@
-"""For every symptom the changes to a spec that may cure it, the most promising first, each with what it is expected to do and why. They are guesses until a trial."""
+"""For every symptom the changes to a spec that may cure it, the most promising first, each with what it is expected to do and why. They are guesses until a trial.
+
+A cause may have been named wrongly: what is unusual in the spec goes before what the symptom asks for, and a recipe that trains most nets has the last place.
+"""
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import assert_never
+from itertools import islice
+from typing import Any, assert_never
 
 from regtrain.contract.datasets import Facts
 from regtrain.contract.job import JobSpec
-from regtrain.contract.remedies import fit, signal, steps
+from regtrain.contract.remedies import fit, signal, steps, unusual
 from regtrain.contract.remedies.remedy import Case, Evidence, Maker, Remedy, accepted
 from regtrain.contract.symptoms import SymptomName
 
 MOST = 6
 """Remedies of one symptom: with six, Holm's correction still leaves a remedy that wins all but the smallest of eight pairs at p < 0.05 (6·2/2⁸ = 0.047)."""
+OF_THE_SPEC = 2
+"""At most so many give back what is unusual: all of it, and what is furthest off."""
+WITHOUT_RECIPE: frozenset[SymptomName | None] = frozenset(
+    {"wrong_output", "class_imbalance", "penalty_dominates", "penalty_fights", "penalty_invisible", "penalty_wasted", "label_noise", "overfitting"}
+)
+"""The net follows its rows, will not by another training, or the ledger has measured what holds it."""
 
 
 def remedies(
@@ -21,13 +31,20 @@ def remedies(
     `symptom`: None asks for what helps most nets, where nothing is known to be wrong. `before`: label → how often that remedy has been confirmed for this symptom; what
     helped more often comes first.
     """
-    found: list[Remedy] = []
-    for remedy in sorted(_of(symptom, Case(spec, facts, evidence)), key=lambda remedy: -(before or {}).get(remedy.label, 0)):
-        if len(found) == most:
-            break
-        if remedy.set not in [known.set for known in found] and accepted(spec, facts, remedy.set):
-            found.append(remedy)
-    return found
+    case = Case(spec, facts, evidence)
+    last = [] if symptom in WITHOUT_RECIPE else [remedy for remedy in unusual.recipe(case) if accepted(spec, facts, remedy.set)]
+    first = _different(spec, facts, [*islice(unusual.given_back(case), OF_THE_SPEC), *_of(symptom, case)], helped=before or {})
+    found = [*islice((remedy for remedy in first if remedy.set not in [known.set for known in last]), most - len(last)), *last]
+    return sorted(found, key=lambda remedy: -(before or {}).get(remedy.label, 0))
+
+
+def _different(spec: JobSpec, facts: Facts, proposed: Iterable[Remedy], *, helped: Mapping[str, int]) -> Iterator[Remedy]:
+    """What can be trained, each set of values once; what helped more often first."""
+    seen: list[dict[str, Any]] = []
+    for remedy in sorted(proposed, key=lambda remedy: -helped.get(remedy.label, 0)):
+        if remedy.set not in seen and accepted(spec, facts, remedy.set):
+            seen.append(remedy.set)
+            yield remedy
 
 
 def _of(symptom: SymptomName | None, case: Case) -> Iterable[Remedy]:
@@ -52,9 +69,9 @@ def _of(symptom: SymptomName | None, case: Case) -> Iterable[Remedy]:
         case "penalty_wasted":
             return _each(case, fit.without_penalties, fit.penalties(0.1))
         case "rate_too_high" | "oscillating":
-            return _each(case, steps.measured_rate, steps.rates(1 / 3, 0.1, 1 / 30), steps.calmer, steps.clipped, steps.larger_batches, signal.standardized)
+            return _each(case, steps.measured_rate, steps.rates(0.1, 1 / 100, 1 / 3), steps.calmer, steps.clipped, steps.larger_batches, signal.standardized)
         case "rate_too_low":
-            return _each(case, steps.measured_rate, steps.rates(3, 10, 30), steps.adam, steps.momentum, fit.longer)
+            return _each(case, steps.travelled, steps.rates(10, 100), steps.adam, steps.momentum, fit.longer)
         case "non_finite":
             return _each(case, steps.rates(0.1, 1 / 30), steps.clipped, signal.standardized, signal.theory, signal.smaller_weights)
         case "dead_units":
@@ -62,11 +79,11 @@ def _of(symptom: SymptomName | None, case: Case) -> Iterable[Remedy]:
         case "no_gradient":
             return _each(case, signal.drawn_weights, signal.open_units, signal.theory, signal.normalizations, steps.rates(0.1), signal.standardized, fit.weaker_dropout)
         case "no_change":
-            return _each(case, steps.rates(10, 100), steps.epsilon, steps.adam, steps.step_penalties, steps.double)
+            return _each(case, steps.moving, steps.rates(10, 1000), steps.epsilon, steps.adam, steps.step_penalties, steps.double)
         case "clip_always":
             return _each(case, steps.wider_clip, steps.rates(1 / 3, 0.1), signal.standardized)
         case "plateau":
-            return _each(case, steps.rates(10, 0.1), steps.adam, steps.momentum, signal.theory, signal.standardized, fit.wider, steps.cosine)
+            return _each(case, steps.adam, steps.rates(10, 0.1), steps.momentum, signal.theory, signal.standardized, fit.wider, steps.cosine)
         case "label_noise":
             return _each(case, fit.smoothed, fit.early, fit.dropout, fit.l2, fit.penalties(10))
         case "overfitting":

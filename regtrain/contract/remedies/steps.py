@@ -7,6 +7,10 @@ from regtrain.contract.optimizers import Adam, GlobalNorm, Lbfgs, Proximal, Sgd
 from regtrain.contract.ranges import concrete
 from regtrain.contract.regularizers import StepPenalty
 from regtrain.contract.remedies.remedy import Case, Direction, Maker, Remedy, times
+from regtrain.contract.remedies.unusual import adam_rate
+
+UPDATE = 1e-3
+"""‖Δw‖/‖w‖ of an update of a net that learns, by order of magnitude."""
 
 
 def rates(*factors: float) -> Maker:
@@ -35,6 +39,23 @@ def measured_rate(case: Case) -> Iterator[Remedy]:
         yield _rate(concrete(optimizer.lr), float(f"{factor:.3g}"))
 
 
+def moving(case: Case) -> Iterator[Remedy]:
+    """The rate at which ‖Δw‖/‖w‖, measured below what changes a weight, would be 1/1000 (Bottou 2012; Karpathy 2019)."""
+    if case.evidence is not None and case.evidence.value > 0:
+        yield from _times(case, UPDATE / case.evidence.value)
+
+
+def travelled(case: Case) -> Iterator[Remedy]:
+    """The rate at which all updates of the budget together, measured in lengths of the weights, would be as long as the weights."""
+    if case.evidence is not None and case.evidence.value > 0:
+        yield from _times(case, 1 / case.evidence.value)
+
+
+def _times(case: Case, factor: float) -> Iterator[Remedy]:
+    if isinstance(case.spec.optimizer, Sgd | Adam) and isfinite(factor) and factor > 1:
+        yield _rate(concrete(case.spec.optimizer.lr), float(f"{factor:.3g}"))
+
+
 def clipped(case: Case) -> Iterator[Remedy]:
     if case.spec.clip is None and not isinstance(case.spec.optimizer, Proximal | Lbfgs):
         why = "no step is longer than lr (Pascanu et al. 2013)"
@@ -52,7 +73,7 @@ def wider_clip(case: Case) -> Iterator[Remedy]:
 def adam(case: Case) -> Iterator[Remedy]:
     if not isinstance(case.spec.optimizer, Adam):
         why = "steps of one size for every weight, whatever the size of its gradient (Kingma & Ba 2015)"
-        yield Remedy("adam", {"optimizer": {"kind": "adam", "lr": 0.001}}, {"update/ratio": "even"}, why)
+        yield Remedy("adam", {"optimizer": {"kind": "adam", "lr": adam_rate(case)}}, {"update/ratio": "even"}, why)
 
 
 def momentum(case: Case) -> Iterator[Remedy]:

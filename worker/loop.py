@@ -100,8 +100,8 @@ class Worker:
 
     def _claim(self) -> Claim | None:
         """Looks into the queue when nudged, else now and then."""
-        now, nudged = time.monotonic(), self._was_nudged()
-        if self._child.ready is None or (now < self._next_claim and not nudged):
+        now = time.monotonic()
+        if self._child.ready is None or not (self._was_nudged() or now >= self._next_claim):
             return None
         claim = patiently(jobs.claim, self._db, worker=self._name)
         self._next_claim = now + self._settings.poll_seconds if claim is None else 0.0
@@ -230,9 +230,10 @@ class Worker:
                     self._inbox.put(Nudge())
 
     def _was_nudged(self) -> bool:
-        nudged = self._nudged.is_set()
+        if not self._nudged.is_set():
+            return False
         self._nudged.clear()
-        return nudged
+        return True
 
     def _note_signal(self, *_: object) -> None:
         self._signals += 1

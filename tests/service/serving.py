@@ -32,6 +32,10 @@ LINEAR: dict[str, Any] = {
     "budget": {"epochs": 100, "batch_size": "all"},
 }
 """A spec that the service accepts."""
+PATIENCE = 200.0
+"""Seconds after which something that should have happened counts as not happening, on a machine that has ten other things to do."""
+AT_ONCE = 30.0
+"""Seconds within which a wait of 50 that is answered was not merely over."""
 
 
 @dataclass(frozen=True)
@@ -118,20 +122,20 @@ def serving(data: Path, **settings: Any) -> Iterator[Serving]:
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     try:
         eventually(lambda: server.started, "the server has not started")
-        with httpx.Client(base_url=url, timeout=60, limits=httpx.Limits(max_connections=None)) as http:
+        with httpx.Client(base_url=url, timeout=PATIENCE, limits=httpx.Limits(max_connections=None)) as http:
             yield Serving(url, app, http)
     finally:
         if server.started:
             app.state.stop()
         server.should_exit = True
-        thread.join(20)
+        thread.join(PATIENCE)
         listener.close()
         app.state.database.close()
 
 
-def eventually(condition: Callable[[], Any], complaint: str, *, seconds: float = 20) -> None:
+def eventually(condition: Callable[[], Any], complaint: str) -> None:
     """Waits until the condition holds."""
-    end = time.monotonic() + seconds
+    end = time.monotonic() + PATIENCE
     while not condition():
         assert time.monotonic() < end, complaint
         threading.Event().wait(0.005)

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Page, sync_playwright
-from serving import Serving
+from playwright.sync_api import Page, expect, sync_playwright
+from serving import PATIENCE, Serving
 
 CHROMIUM = shutil.which("chromium")
 QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
@@ -17,7 +17,8 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Debian chromium her
 @pytest.fixture
 def page(tmp_path: Path) -> Iterator[Page]:
     with sync_playwright() as playwright:
-        context = playwright.chromium.launch_persistent_context(str(tmp_path / "profile"), executable_path=CHROMIUM, args=QUIET)
+        context = playwright.chromium.launch_persistent_context(str(tmp_path / "profile"), executable_path=CHROMIUM, args=QUIET, timeout=1000 * PATIENCE)
+        context.set_default_timeout(1000 * PATIENCE)
         yield context.pages[0]
         context.close()
 
@@ -32,7 +33,7 @@ def test_the_docs_page_works_without_the_internet(service: Serving, page: Page) 
     page.get_by_text("/v1/jobs", exact=True).first.wait_for()
     operations = page.locator(".opblock")
     documented = sum(len(methods) for methods in service.http.get("/openapi.json").json()["paths"].values())
-    assert operations.count() == documented
+    expect(operations).to_have_count(documented, timeout=1000 * PATIENCE)
     assert all(url.startswith(service.url) for url in asked if not url.startswith("data:"))
     assert said == []
 

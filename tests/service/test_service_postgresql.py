@@ -3,11 +3,9 @@
 from pathlib import Path
 
 import numpy as np
-import pytest
 from serving import LINEAR, assert_problem, serving
 
 
-@pytest.mark.timeout(120)
 def test_a_job_and_a_dataset_live_their_lives_on_postgresql(tmp_path: Path, postgresql_url: str) -> None:
     with serving(tmp_path, database_url=postgresql_url) as service:
         assert service.http.get("/readyz").status_code == 200

@@ -105,7 +105,7 @@ def test_sqlite_does_not_cross_a_fork(sqlite_db: Database) -> None:
     ours, theirs = multiprocessing.Pipe()
     process = multiprocessing.get_context("fork").Process(target=child, args=(theirs,))
     process.start()
-    assert ours.poll(30)
+    assert ours.poll(200)
     assert ours.recv() == "refused"
     process.join()
 

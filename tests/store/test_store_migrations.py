@@ -163,7 +163,7 @@ def test_a_database_of_a_newer_version_is_refused(tmp_path: Path) -> None:
 def test_several_processes_open_a_new_database_at_once(tmp_path: Path) -> None:
     script = f"from pathlib import Path; from regtrain.store.database import open_database; open_database(None, Path({str(tmp_path)!r})).close()"
     openers = [subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True) for _ in range(3)]
-    assert [(opener.communicate(timeout=60)[1], opener.returncode) for opener in openers] == [("", 0)] * 3
+    assert [(opener.communicate(timeout=200)[1], opener.returncode) for opener in openers] == [("", 0)] * 3
     db = open_database(None, tmp_path)
     act.submit(db)
     db.close()
@@ -177,7 +177,7 @@ def test_an_installed_package_has_the_steps(tmp_path: Path) -> None:
     for name in ("README.md", "LICENSE"):
         (source / name).touch()
     build = "import setuptools.build_meta as b; b.build_wheel('.')"
-    done = subprocess.run([sys.executable, "-c", build], cwd=source, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run([sys.executable, "-c", build], cwd=source, capture_output=True, text=True, timeout=200, check=False)
     if "No module named 'setuptools" in done.stderr:
         pytest.skip("setuptools is not installed here")
     assert done.returncode == 0, done.stderr

@@ -24,7 +24,7 @@ def test_many_processes_share_a_queue(db: Database) -> None:
     ]
     taken: dict[str, list[tuple[int, str]]] = defaultdict(list)
     for worker in workers:
-        out, err = worker.communicate(timeout=120)
+        out, err = worker.communicate(timeout=200)
         assert (worker.returncode, err) == (0, "")
         for line in out.splitlines():
             job, attempt, end = line.split()

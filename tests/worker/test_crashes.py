@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from outcomes import complete, outcome, same
 from sqlalchemy import text
-from worker_houses import QUICK, House
+from worker_houses import PATIENCE, QUICK, House
 
 from regtrain.contract.events import Finished
 from regtrain.contract.states import Failure, State
@@ -65,7 +65,7 @@ class Trainer:
         self.child.close()
 
     def _next(self) -> Any:
-        _, said = self._inbox.get(timeout=60)
+        _, said = self._inbox.get(timeout=PATIENCE)
         return said
 
 
@@ -77,7 +77,7 @@ def trainers() -> Iterator["queue.Queue[Trainer]"]:
         free.put(Trainer())
     yield free
     for _ in range(2):
-        free.get(timeout=60).close()
+        free.get(timeout=PATIENCE).close()
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +95,7 @@ def test_the_loop_dies_anywhere(tmp_path: Path, trainers: "queue.Queue[Trainer]"
     def die_at(place: str, n: int, *, longer: bool = False) -> str | None:
         with closing(House(tmp_path / f"{place}-{n}-{longer}")) as house:
             job, marker = house.submit(LONGER if longer else SPEC), house.data / "died"
-            code = house.start("--idle-exit", "0", "--checkpoint-seconds", "0", REGTRAIN_CRASH=f"{place}:{n}:{marker}").wait(100)
+            code = house.start("--idle-exit", "0", "--checkpoint-seconds", "0", REGTRAIN_CRASH=f"{place}:{n}:{marker}").wait(PATIENCE)
             place = marker.read_text() if marker.exists() else None
             assert code == (0 if place is None else -9)
             if house.job(job).state is State.RUNNING:
@@ -152,16 +152,16 @@ def test_the_child_dies_anywhere(tmp_path: Path, trainers: "queue.Queue[Trainer]
 
 def test_a_job_that_kills_its_trainer_every_time_fails_after_three(house: House) -> None:
     worker = house.start("--idle-exit", "0", REGTRAIN_CRASH="child.sent:1")
-    job = house.ended(house.submit(QUICK), 120)
+    job = house.ended(house.submit(QUICK))
     assert (job.state, job.reason, job.attempt) == (State.FAILED, Failure.CRASH_LOOP, 3)
     assert job.error is not None
     assert "SIGKILL" in job.error["detail"]
-    assert worker.wait(60) == 0
+    assert worker.wait(PATIENCE) == 0
 
 
 @contextmanager
 def _one_of(trainers: "queue.Queue[Trainer]") -> Iterator[Trainer]:
-    trainer = trainers.get(timeout=100)
+    trainer = trainers.get(timeout=PATIENCE)
     try:
         yield trainer
     finally:

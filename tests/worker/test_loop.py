@@ -7,12 +7,12 @@ import numpy as np
 import psutil
 import pytest
 from sqlalchemy import select
-from worker_houses import ENDLESS, QUICK, House, child_of, until
+from worker_houses import ENDLESS, PATIENCE, QUICK, House, child_of, until
 
 from regtrain.contract.events import Points, RunFinished
 from regtrain.contract.job import parse
 from regtrain.contract.states import Failure, RunState, State
-from regtrain.store import jobs, runs, series, workers
+from regtrain.store import jobs, nudge, runs, series, workers
 from regtrain.store.database import Database
 from regtrain.store.tables import checkpoints
 from regtrain.store.tables import jobs as table
@@ -21,7 +21,7 @@ from worker.training.train import train
 
 @pytest.fixture(scope="module")
 def worker(house: House) -> psutil.Process:
-    process = house.start("--poll-seconds", "600", "--lease-seconds", "6", "--stall-seconds", "4", "--checkpoint-seconds", "0")
+    process = house.start("--poll-seconds", "600", "--checkpoint-seconds", "0")
     house.ready(1)
     return psutil.Process(process.pid)
 
@@ -47,7 +47,7 @@ def test_stores_what_training_reports(house: House, worker: psutil.Process) -> N
 
 def test_keeps_only_files_to_which_rows_point(house: House, worker: psutil.Process) -> None:
     job = house.ended(house.submit(QUICK)).id
-    until(lambda: not any("scratch" in name for name in house.files(job)), 60)
+    until(lambda: not any("scratch" in name for name in house.files(job)))
     with house.db.read() as connection:
         kept = connection.execute(select(checkpoints.c.path).where(checkpoints.c.job == job)).scalars().all()
     assert sorted(house.files(job)) == sorted([f"jobs/{job}/1", f"jobs/{job}/1/model.safetensors", *kept])
@@ -83,7 +83,7 @@ def test_a_pause_stops_at_a_checkpoint_and_is_no_crash(house: House, worker: psu
     job = house.submit(ENDLESS)
     house.moved(job)
     _intend(house.db, job, "pausing")
-    until(lambda: house.job(job).state is State.PAUSED, 60)
+    until(lambda: house.job(job).state is State.PAUSED)
     assert house.job(job).crashes == 0
     assert house.checkpoints(job) >= 1
     jobs.cancel(house.db, job)
@@ -95,7 +95,7 @@ def test_missing_files_of_a_dataset_fail_the_job_and_say_where_to_put_them(house
     assert (job.state, job.reason) == (State.FAILED, Failure.DATA)
     assert job.error is not None
     assert str(house.data / "mnist") in job.error["message"]
-    until(lambda: house.files(job.id) == {}, 60)
+    until(lambda: house.files(job.id) == {})
 
 
 def test_a_diverged_job_fails_once(house: House, worker: psutil.Process) -> None:
@@ -105,29 +105,18 @@ def test_a_diverged_job_fails_once(house: House, worker: psutil.Process) -> None
 
 def test_a_killed_child_is_replaced_and_its_job_goes_on(house: House, worker: psutil.Process) -> None:
     job, child = house.submit(ENDLESS), child_of(worker)
-    until(lambda: house.checkpoints(job) >= 1, 120)
+    until(lambda: house.checkpoints(job))
     child.kill()
-    until(lambda: house.job(job).attempt == 2 and house.job(job).progress["step"] > 0, 120)
+    until(lambda: house.job(job).attempt == 2 and house.job(job).progress["step"] > 0)
     assert house.job(job).crashes <= 1
     jobs.cancel(house.db, job)
     assert house.ended(job).state is State.CANCELLED
 
 
-def test_a_stalled_child_is_killed_and_counted_as_a_crash(house: House, worker: psutil.Process) -> None:
-    job, child = house.submit(ENDLESS), child_of(worker)
-    house.moved(job)
-    child.suspend()
-    until(lambda: house.job(job).attempt == 2, 60)
-    assert not child.is_running()
-    assert any(line["event"] == "crashed" and line["reason"].startswith("stalled") for line in house.said())
-    jobs.cancel(house.db, job)
-    assert house.ended(job).state is State.CANCELLED
-
-
 def test_leaves_cleanly_when_idle(house: House, worker: psutil.Process) -> None:
-    until(lambda: not jobs.running(house.db), 60)
+    until(lambda: not jobs.running(house.db))
     worker.send_signal(signal.SIGINT)
-    assert house.started[0].wait(10) == 0
+    assert house.started[0].wait(PATIENCE) == 0
     assert workers.listing(house.db) == []
     assert list((house.data / "workers").iterdir()) == []
 
@@ -136,3 +125,4 @@ def _intend(db: Database, job: str, intent: str) -> None:
     """Pausing has no verb yet; the worker obeys the column."""
     with db.write() as connection:
         connection.execute(table.update().where(table.c.id == job).values(intent=intent))
+    nudge.wake(db.data, "workers")

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from outcomes import complete, outcome, same
 from test_kills import Pair
-from worker_houses import House, child_of, until
+from worker_houses import House, child_of
 
 from regtrain.contract.datasets import facts_of
 from regtrain.contract.job import parse, resolved
@@ -77,15 +77,11 @@ def test_killed_in_the_middle_of_a_sweep_the_choice_and_the_curves_are_the_same(
     assert len(expected["runs"]) >= 64
     if name in ("search", "trial"):
         assert StopReason.PRUNED in {run.stop_reason for run in expected["runs"]}
-    pair.complete()
-    job, total = house.submit(SWEEPS[name]), whole.progress["steps"]
-    packs = len(whole.packs or [])
-    until(lambda: house.checkpoints(job) >= 1 and house.job(job).progress["step"] >= (0.3 if packs == 1 else 0.4) * total, 120)
-    child_of(house.holder(job)).kill()
-    ended = house.ended(job)
+    least = (0.3 if len(whole.packs or []) == 1 else 0.4) * whole.progress["steps"]
+    ended = pair.struck(SWEEPS[name], when=lambda job: house.checkpoints(job) and house.job(job).progress["step"] >= least, blow=lambda worker: child_of(worker).kill())
     assert (ended.state, ended.attempt) == (State.SUCCEEDED, 2)
-    complete(house, job)
-    same(outcome(house, job), expected)
+    complete(house, ended.id)
+    same(outcome(house, ended.id), expected)
     for answer in ("selection", "trial"):
         assert (ended.result or {})[answer] == (whole.result or {})[answer]
     assert (ended.result or {})["trial"] is None or (ended.result or {})["trial"]["confirmed"] is not None

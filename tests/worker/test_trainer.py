@@ -63,4 +63,4 @@ def test_the_child_dies_with_its_loop() -> None:
         assert os.getpgid(child.pid) != os.getpgid(loop.pid)
         loop.kill()
         loop.wait()
-        until(lambda: is_over(child), 10)
+        until(lambda: is_over(child))

@@ -127,7 +127,7 @@ def test_ctrl_c_ends_it_quietly() -> None:
         process.send_signal(signal.SIGINT)
         process.stdout.read()
         assert process.stderr.read() == ""
-        assert process.wait(20) == 130
+        assert process.wait(100) == 130
 
 
 def test_a_reader_that_has_seen_enough_is_no_error() -> None:

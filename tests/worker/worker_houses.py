@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from processes import children_of
 from sqlalchemy import func, select
 
 from regtrain.contract.job import parse
-from regtrain.contract.states import State
+from regtrain.contract.states import FINAL
 from regtrain.store import jobs, workers
 from regtrain.store.database import Database, open_database
 from regtrain.store.tables import checkpoints
@@ -32,7 +32,8 @@ QUICK: dict[str, Any] = {
 }
 """Milliseconds."""
 ENDLESS: dict[str, Any] = {**QUICK, "budget": {"epochs": 5_000_000, "batch_size": "all"}, "diagnostics": "off"}
-
+PATIENCE = 200.0
+"""Seconds after which something that should have happened counts as not happening, on a machine that has ten other things to do."""
 
 _opening = threading.Lock()
 """alembic migrates one database of a process at a time."""
@@ -64,29 +65,33 @@ class House:
         return process
 
     def said(self) -> list[dict[str, Any]]:
-        """The log lines of all workers so far."""
-        lines = [line for log in sorted(self.data.glob("worker-*.log")) for line in log.read_text().splitlines()]
-        return [json.loads(line) for line in lines if line.startswith("{")]
+        """The log lines of all workers so far; one that is half written has not yet been said."""
+        lines = [line for log in sorted(self.data.glob("worker-*.log")) for line in log.read_bytes().split(b"\n")[:-1]]
+        return [json.loads(line) for line in lines if line.startswith(b"{")]
 
     def job(self, job: str) -> jobs.Job:
         return jobs.get(self.db, job)
 
-    def ended(self, job: str, seconds: float = 120) -> jobs.Job:
-        until(lambda: self.job(job).state in (State.SUCCEEDED, State.FAILED, State.CANCELLED), seconds)
+    def ended(self, job: str) -> jobs.Job:
+        until(lambda: self.job(job).state in FINAL)
         return self.job(job)
 
     def ready(self, count: int) -> None:
         """Waits until so many living workers have registered."""
-        until(lambda: len(workers.listing(self.db)) - len(workers.gone(self.db)) >= count, 120)
+        until(lambda: len(self._living()) >= count)
 
     def moved(self, job: str) -> None:
         """Waits until the job trains."""
-        until(lambda: self.job(job).progress["step"] > 0, 120)
+        until(lambda: self.job(job).progress["step"] > 0)
 
     def holder(self, job: str) -> psutil.Process:
-        """The process of the worker that has the job."""
+        """The process of the worker that has the job.
+
+        Raises:
+            KeyError: nobody has it.
+        """
         held = {r.job: r.worker for r in jobs.running(self.db)}[job]
-        return psutil.Process(next(w.pid for w in workers.listing(self.db) if w.id == held))
+        return psutil.Process({w.id: w.pid for w in workers.listing(self.db)}[held])
 
     def checkpoints(self, job: str) -> int:
         with self.db.read() as connection:
@@ -106,21 +111,28 @@ class House:
             if process.poll() is None:
                 process.send_signal(signal.SIGCONT)
                 process.send_signal(signal.SIGTERM)
-        for process in self.started:
-            try:
-                process.wait(30)
-            finally:
-                process.kill()
-        self.db.close()
+        with ExitStack() as last:
+            last.callback(self.db.close)
+            for process in self.started:
+                last.callback(process.kill)
+            for process in self.started:
+                process.wait(PATIENCE)
+
+    def _living(self) -> set[str]:
+        """Workers that have registered and not died. Who died is asked first: in between, another worker may strike it off the list."""
+        dead = workers.gone(self.db)
+        return {worker.id for worker in workers.listing(self.db)}.difference(dead)
 
 
 def child_of(worker: psutil.Process) -> psutil.Process:
+    """The trainer of a worker; after the end of one the next one starts."""
+    until(lambda: children_of(worker, "worker.trainer"))
     return children_of(worker, "worker.trainer")[0]
 
 
-def until(condition: Callable[[], object], seconds: float) -> None:
+def until(condition: Callable[[], object]) -> None:
     """Looks until it is so; fails when it takes too long."""
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + PATIENCE
     while not condition():
-        assert time.monotonic() < deadline, f"not so after {seconds} s"
+        assert time.monotonic() < deadline, f"not so after {PATIENCE} s"
         time.sleep(0.01)

@@ -27,7 +27,7 @@ up: setup ## start a server and a worker that stay, on http://127.0.0.1:8321
 	@$(BIN)/regtrain up
 
 test: setup ## all tests
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 check: setup ## formatting, lint, types, import rules, generated docs
 	$(BIN)/ruff format --check $(CODE)

@@ -12,7 +12,7 @@ import pytest
 import schemathesis
 from hypothesis import HealthCheck, Phase
 from schemathesis.checks import CHECKS, load_all_checks
-from serving import Serving
+from serving import PATIENCE, Serving
 
 METHODS = ("get", "post", "put", "patch", "delete")
 load_all_checks()
@@ -164,7 +164,7 @@ def test_hostile_requests_are_answered_within_the_document(service: Serving, tra
                 case.query["wait"] = "0"
             if case.path_parameters and case.method != "DELETE" and len(str(case.path_parameters["id"])) % 4:
                 case.path_parameters["id"] = dataset if "datasets" in case.path else trained
-            statuses[case.call_and_validate(checks=checks, timeout=20).status_code] += 1
+            statuses[case.call_and_validate(checks=checks, timeout=PATIENCE).status_code] += 1
 
         answer()
     assert statuses[200] > 40

@@ -14,7 +14,7 @@ from sklearn.model_selection import KFold
 from sklearn.preprocessing import StandardScaler
 from training_jobs import events, outcome, run, sgd, spec
 
-from regtrain.contract.events import Checkpointed, PackBegun, Points
+from regtrain.contract.events import Checkpointed, Event, PackBegun, Points
 from regtrain.contract.job import parse
 from regtrain.contract.runs import expand, origin_of, packs, wave_of
 from regtrain.contract.states import RunState, StopReason
@@ -25,9 +25,9 @@ EXACT = {"kind": "proximal", "tolerance": 1e-13}
 LAMBDA = "regularizers.0.lambda"
 
 
-def lasso(penalty: dict[str, Any], *, standardize: bool = False, epochs: int = 20_000, **rest: Any) -> dict[str, Any]:
+def lasso(penalty: dict[str, Any], *, standardize: bool = False, epochs: int = 20_000, tolerance: float = 1e-13, **rest: Any) -> dict[str, Any]:
     data = {"kind": "diabetes", "standardize": standardize, **rest.pop("dataset", {})}
-    return spec(data, {"kind": "linear"}, "half_squared_error", EXACT, penalty, epochs=epochs, diagnostics="off", **rest)
+    return spec(data, {"kind": "linear"}, "half_squared_error", {**EXACT, "tolerance": tolerance}, penalty, epochs=epochs, diagnostics="off", **rest)
 
 
 def strengths(found: Any) -> dict[int, float]:
@@ -68,10 +68,10 @@ def test_at_lambda_max_all_weights_are_zero_and_just_below_it_not(penalty: dict[
 @pytest.mark.parametrize("standardize", [False, True])
 def test_the_choice_of_a_path_is_lasso_cvs(standardize: bool) -> None:
     """LassoCV's folds, strengths and rule. Where we standardize inside the fold, so does a loop around scikit-learn's Lasso."""
-    job = lasso({"kind": "l1", "lambda": {"path": 12, "ratio": 1e-2}}, standardize=standardize, selection={"folds": 5, "shuffle": False})
+    job = lasso({"kind": "l1", "lambda": {"path": 6, "ratio": 1e-2}}, standardize=standardize, tolerance=1e-11, selection={"folds": 5, "shuffle": False})
     result = run(job).finished.result
     chosen = result["selection"]["table"][result["selection"]["best"]]
-    model = LassoCV(alphas=12, eps=1e-2, cv=KFold(5), tol=1e-10, max_iter=200_000).fit(StandardScaler().fit_transform(X) if standardize else X, Y)
+    model = LassoCV(alphas=6, eps=1e-2, cv=KFold(5), tol=1e-10, max_iter=200_000).fit(StandardScaler().fit_transform(X) if standardize else X, Y)
     if not standardize:
         np.testing.assert_allclose([score["values"][LAMBDA] for score in result["selection"]["table"]], model.alphas_, rtol=1e-9)
         np.testing.assert_allclose([score["mean"] for score in result["selection"]["table"]], model.mse_path_.mean(1) / 2, rtol=1e-6)
@@ -91,7 +91,7 @@ def test_the_choice_of_a_path_is_lasso_cvs(standardize: bool) -> None:
 
 
 def test_a_path_with_folds_is_refitted_whole_and_the_chosen_run_alone_sees_the_test_rows() -> None:
-    job = lasso({"kind": "l1", "lambda": {"path": 6, "ratio": 1e-2}}, selection={"folds": 3, "rule": "one_standard_error"}, dataset={"test": 0.2})
+    job = lasso({"kind": "l1", "lambda": {"path": 6, "ratio": 1e-2}}, tolerance=1e-9, selection={"folds": 3, "rule": "one_standard_error"}, dataset={"test": 0.2})
     found = run(job)
     result = found.finished.result
     assert sorted(found.runs) == list(range(6 * 3 + 6))
@@ -128,10 +128,21 @@ def searched(**selection: Any) -> dict[str, Any]:
     )  # fmt: skip
 
 
-def test_a_search_finds_the_minimum_of_the_table_that_it_fills(tmp_path: File) -> None:
-    found = events(searched(shuffle=False), scratch=tmp_path)
-    result = outcome(found).finished.result
-    lams = strengths(found)
+@pytest.fixture(scope="module")
+def single(tmp_path_factory: pytest.TempPathFactory) -> list[Event]:
+    """25 trials of one seed, in folds as they stand."""
+    return events(searched(shuffle=False), scratch=tmp_path_factory.mktemp("single"))
+
+
+@pytest.fixture(scope="module")
+def double(tmp_path_factory: pytest.TempPathFactory) -> list[Event]:
+    """25 trials of two seeds."""
+    return events(searched(seeds=2), scratch=tmp_path_factory.mktemp("double"))
+
+
+def test_a_search_finds_the_minimum_of_the_table_that_it_fills(single: list[Event]) -> None:
+    result = outcome(single).finished.result
+    lams = strengths(single)
     assert all(1e-4 <= lam <= 1e4 for lam in lams.values())
     assert len({round(math.log(lam), 9) for lam in lams.values()}) == 25
     for score in result["selection"]["table"]:
@@ -147,11 +158,10 @@ def test_a_search_finds_the_minimum_of_the_table_that_it_fills(tmp_path: File) -
     assert best <= 1.01 * min(grid)
 
 
-def test_five_pairs_prune_nothing_and_ten_prune_what_is_clearly_worse(tmp_path: File) -> None:
+def test_five_pairs_prune_nothing_and_ten_prune_what_is_clearly_worse(single: list[Event], double: list[Event], tmp_path: File) -> None:
     """With five folds and one seed a set of values has at most four pairs when it could still be left out; with two seeds it has six after the third fold."""
-    never = outcome(events(searched(), scratch=tmp_path))
-    assert StopReason.PRUNED not in {end.stop_reason for end in never.runs.values()}
-    found = outcome(events(searched(seeds=2), scratch=tmp_path))
+    assert StopReason.PRUNED not in {end.stop_reason for end in outcome(single).runs.values()}
+    found = outcome(double)
     pruned = [index for index, end in found.runs.items() if end.stop_reason == StopReason.PRUNED]
     assert pruned
     assert {found.runs[index].state for index in pruned} == {RunState.CANCELLED}
@@ -165,6 +175,9 @@ def test_five_pairs_prune_nothing_and_ten_prune_what_is_clearly_worse(tmp_path: 
     assert StopReason.PRUNED not in {end.stop_reason for end in whole.runs.values()}
 
 
+PATH = lasso({"kind": "l1", "lambda": {"path": 9, "ratio": 1e-2}}, standardize=True, epochs=200, selection={"folds": 3})
+
+
 def test_a_batch_fills_a_pack_and_a_search_asks_at_least_five_times() -> None:
     job = parse(json.dumps(searched(seeds=2)))
     found = packs(expand(job), job, bytes_of=lambda _: 1000, device="cpu")
@@ -173,17 +186,19 @@ def test_a_batch_fills_a_pack_and_a_search_asks_at_least_five_times() -> None:
     assert max(map(len, narrow)) == 4
 
 
-@pytest.mark.parametrize("job", [searched(seeds=2), lasso({"kind": "l1", "lambda": {"path": 9, "ratio": 1e-2}}, standardize=True, selection={"folds": 3})], ids=["search", "path"])
-def test_killed_in_the_middle_and_resumed_the_choice_and_the_curves_are_the_same(job: dict[str, Any], tmp_path: File) -> None:
-    whole, first, second = (tmp_path / name for name in ("whole", "first", "second"))
-    for folder in (whole, first, second):
-        folder.mkdir()
-    uninterrupted = outcome(events(job, scratch=whole))
-    found = events(job, scratch=first)
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> list[Event]:
+    return events(PATH, scratch=tmp_path_factory.mktemp("path"))
+
+
+@pytest.mark.parametrize(("job", "whole"), [(searched(seeds=2), "double"), (PATH, "path")], ids=["search", "path"])
+def test_killed_in_the_middle_and_resumed_the_choice_and_the_curves_are_the_same(job: dict[str, Any], whole: str, request: pytest.FixtureRequest, tmp_path: File) -> None:
+    found: list[Event] = request.getfixturevalue(whole)
+    uninterrupted = outcome(found)
     kept = [event for event in found if isinstance(event, Checkpointed)]
     kept = kept[: len(kept) // 2]
     before = found[: found.index(kept[-1]) + 1]
-    after = events(job, scratch=second, resume={saved.pack: File(saved.path) for saved in kept})
+    after = events(job, scratch=tmp_path, resume={saved.pack: File(saved.path) for saved in kept})
     again = [event for event in after[1:] if not (isinstance(event, Points) and event.pack <= kept[-1].pack)]
     resumed = outcome([*before, *again])
     assert strengths(after) == strengths(found)

@@ -13,12 +13,14 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NotRequired, TypedDict, cast
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict, cast
 
 import httpx
 
 from regtrain.contract.errors import Conflict, NotFound, Problem, RegtrainError, SpecRefused
-from regtrain.contract.job import JobSpec, resolved
+
+if TYPE_CHECKING:
+    from regtrain.contract.job import JobSpec
 
 LOCAL = "http://127.0.0.1:8321"
 LONGEST_WAIT = 30
@@ -82,7 +84,7 @@ class Client:
     def close(self) -> None:
         self._http.close()
 
-    def submit(self, spec: JobSpec | Mapping[str, Any] | str | bytes, *, key: str | None = None) -> Job:
+    def submit(self, spec: "JobSpec | Mapping[str, Any] | str | bytes", *, key: str | None = None) -> Job:
         """Submits a spec: parsed, as a mapping, or as JSON text. With `key`, the same submission twice makes one job.
 
         Raises:
@@ -91,7 +93,7 @@ class Client:
         headers = {"Content-Type": "application/json", **({"Idempotency-Key": key} if key else {})}
         return cast(Job, self._json("POST", "/v1/jobs", content=_body(spec), headers=headers))
 
-    def plan(self, spec: JobSpec | Mapping[str, Any] | str | bytes) -> dict[str, Any]:
+    def plan(self, spec: "JobSpec | Mapping[str, Any] | str | bytes") -> dict[str, Any]:
         """What a spec would come to: runs, packs, steps, memory, warnings, seconds where workers have trained the like. Nothing is stored.
 
         Raises:
@@ -290,14 +292,17 @@ class Client:
         raise _error(answer)
 
 
-def _body(spec: JobSpec | Mapping[str, Any] | str | bytes) -> str | bytes:
+def _body(spec: "JobSpec | Mapping[str, Any] | str | bytes") -> str | bytes:
+    """Who has a JobSpec has imported the contract's models; nobody else waits half a second for them."""
     match spec:
-        case JobSpec():
-            return json.dumps(resolved(spec))
         case str() | bytes():
             return spec
-        case _:
+        case Mapping():
             return json.dumps(spec)
+        case _:
+            from regtrain.contract.job import resolved
+
+            return json.dumps(resolved(spec))
 
 
 def _with_series(query: dict[str, Any], series: Sequence[str]) -> dict[str, Any]:

@@ -128,8 +128,9 @@ def test_the_json_schema_accepts_what_parses_and_refuses_what_does_not() -> None
         assert not validator.is_valid(changed(wrong)), wrong
 
 
-def test_importing_regtrain_loads_neither_numpy_nor_pydantic() -> None:
-    code = "import sys, regtrain; print([m for m in ('numpy', 'pydantic', 'httpx', 'torch', 'sqlalchemy') if m in sys.modules]); regtrain.JobSpec, regtrain.Client"
+@pytest.mark.parametrize(("modules", "absent"), [("regtrain", ["httpx"]), ("regtrain.client, regtrain.cli", ["regtrain.contract.job"])])
+def test_importing_regtrain_loads_neither_numpy_nor_pydantic(modules: str, absent: list[str]) -> None:
+    code = f"import sys, {modules}; print([m for m in {['numpy', 'pydantic', 'torch', 'sqlalchemy', *absent]} if m in sys.modules]); regtrain.JobSpec, regtrain.Client"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert json.loads(found.stdout) == []
 

@@ -12,7 +12,7 @@ from sklearn.datasets import load_diabetes
 from sklearn.linear_model import LassoCV, Ridge, enet_path, lasso_path
 from sklearn.model_selection import KFold
 from sklearn.preprocessing import StandardScaler
-from training_jobs import events, outcome, run, sgd, spec
+from training_jobs import events, inline, outcome, run, sgd, spec
 
 from regtrain.contract.events import Checkpointed, Event, PackBegun, Points
 from regtrain.contract.job import parse
@@ -21,12 +21,14 @@ from regtrain.contract.states import RunState, StopReason
 from worker.training.train import train
 
 X, Y = load_diabetes(return_X_y=True)
+ROWS = X * math.sqrt(len(X))
+"""Columns of unit variance, in place of unit length, which would be a thousandth as steep as the intercept."""
 EXACT = {"kind": "proximal", "tolerance": 1e-13}
 LAMBDA = "regularizers.0.lambda"
 
 
 def lasso(penalty: dict[str, Any], *, standardize: bool = False, epochs: int = 20_000, tolerance: float = 1e-13, **rest: Any) -> dict[str, Any]:
-    data = {"kind": "diabetes", "standardize": standardize, **rest.pop("dataset", {})}
+    data = {**({"kind": "diabetes", "standardize": True} if standardize else inline(ROWS, Y)), **rest.pop("dataset", {})}
     return spec(data, {"kind": "linear"}, "half_squared_error", {**EXACT, "tolerance": tolerance}, penalty, epochs=epochs, diagnostics="off", **rest)
 
 
@@ -37,11 +39,11 @@ def strengths(found: Any) -> dict[int, float]:
 def test_a_path_is_scikit_learns_lasso_path(tmp_path: File) -> None:
     """The same strengths from λ_max down, the same coefficients, the same support at every one of them."""
     found = events(lasso({"kind": "l1", "lambda": {"path": 20, "ratio": 1e-2}}), scratch=tmp_path)
-    alphas, coefficients, _ = lasso_path(X, Y - Y.mean(), alphas=20, eps=1e-2, tol=1e-12, max_iter=200_000)
+    alphas, coefficients, _ = lasso_path(ROWS, Y - Y.mean(), alphas=20, eps=1e-2, tol=1e-12, max_iter=200_000)
     lams, result = strengths(found), outcome(found)
     np.testing.assert_allclose([lams[index] for index in range(20)], alphas, rtol=1e-9)
     ours = np.array([(end.coefficients or {})["weights"] for _, end in sorted(result.runs.items())])
-    centred = X - X.mean(0)
+    centred = ROWS - ROWS.mean(0)
     theirs = lasso_path(centred, Y - Y.mean(), alphas=alphas, tol=1e-12, max_iter=200_000)[1].T
     np.testing.assert_allclose(ours, theirs, atol=1e-4 * np.abs(theirs).max())
     np.testing.assert_array_equal(ours[0] == 0, np.ones(10, bool))
@@ -71,7 +73,7 @@ def test_the_choice_of_a_path_is_lasso_cvs(standardize: bool) -> None:
     job = lasso({"kind": "l1", "lambda": {"path": 6, "ratio": 1e-2}}, standardize=standardize, tolerance=1e-11, selection={"folds": 5, "shuffle": False})
     result = run(job).finished.result
     chosen = result["selection"]["table"][result["selection"]["best"]]
-    model = LassoCV(alphas=6, eps=1e-2, cv=KFold(5), tol=1e-10, max_iter=200_000).fit(StandardScaler().fit_transform(X) if standardize else X, Y)
+    model = LassoCV(alphas=6, eps=1e-2, cv=KFold(5), tol=1e-10, max_iter=200_000).fit(StandardScaler().fit_transform(X) if standardize else ROWS, Y)
     if not standardize:
         np.testing.assert_allclose([score["values"][LAMBDA] for score in result["selection"]["table"]], model.alphas_, rtol=1e-9)
         np.testing.assert_allclose([score["mean"] for score in result["selection"]["table"]], model.mse_path_.mean(1) / 2, rtol=1e-6)

@@ -12,16 +12,18 @@ from sklearn.linear_model import LassoCV, lars_path, lasso_path
 from sklearn.model_selection import KFold
 
 ROWS: Any = load_diabetes()
-X, Y, NAMES = ROWS.data, ROWS.target, ROWS.feature_names
+X, Y, NAMES = ROWS.data * np.sqrt(len(ROWS.data)), ROWS.target, ROWS.feature_names
 LAMBDA = "regularizers.0.lambda"
 POINTS, RATIO = 16, 0.02
 
 
 @pytest.fixture(scope="module")
 def lasso(house: House) -> tuple[str, dict[str, Any]]:
-    """ID and path of the example on columns as they come, in folds as they stand: what LassoCV does."""
+    """ID and path of the example on columns as they come, from a file, in folds as they stand: what LassoCV does."""
+    file = "\n".join(",".join(map(str, row)) for row in [[*NAMES, "progression"], *np.c_[X, Y].tolist()])
+    dataset = house.http.post("/v1/datasets", params={"format": "csv", "target": "progression"}, content=file.encode()).raise_for_status().json()["id"]
     spec = example("diabetes_lasso_path")
-    spec |= {"dataset": {"kind": "diabetes"}, "regularizers": [{"kind": "l1", "lambda": {"path": POINTS, "ratio": RATIO}}]}
+    spec |= {"dataset": {"kind": "upload", "id": dataset}, "regularizers": [{"kind": "l1", "lambda": {"path": POINTS, "ratio": RATIO}}]}
     job = house.trained({**spec, "optimizer": {"kind": "proximal", "tolerance": 1e-8}, "selection": {**spec["selection"], "shuffle": False}})["id"]
     return job, house.http.get(f"/v1/jobs/{job}/path").json()
 

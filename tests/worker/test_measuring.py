@@ -2,7 +2,7 @@
 
 import psutil
 from processes import children_of, is_over
-from worker_houses import ENDLESS, QUICK, House, until
+from worker_houses import ENDLESS, PATIENCE, QUICK, House, until
 
 from regtrain.contract.states import State
 from regtrain.store import jobs, workers
@@ -10,7 +10,7 @@ from regtrain.store import jobs, workers
 
 def measurement_of(worker: psutil.Process) -> psutil.Process:
     found: list[psutil.Process] = []
-    until(lambda: found.extend(p for p in children_of(worker, "worker") if "selftest" in p.cmdline()) or found, 60)
+    until(lambda: found.extend(children_of(worker, "selftest")) or found)
     return found[0]
 
 
@@ -18,15 +18,15 @@ def test_idle_it_begins_by_itself_and_gives_way_to_a_job_and_asked_it_measures_b
     worker = psutil.Process(house.start("--selftest-seconds", "0").pid)
     house.ready(1)
     by_itself = measurement_of(worker)
-    until(lambda: by_itself.nice() == 19, 60)
+    until(lambda: by_itself.nice() == 19)
     job = house.submit(ENDLESS)
     house.moved(job)
-    until(lambda: is_over(by_itself), 60)
+    until(lambda: is_over(by_itself))
     (row,) = workers.listing(house.db)
     assert row.selftest is None
 
     workers.ask_for_selftests(house.db)
-    until(lambda: workers.asked(house.db, row.id) is None, 120)
+    until(lambda: workers.asked(house.db, row.id) is None)
     assert house.job(job).state is State.RUNNING
     (row,) = workers.listing(house.db)
     assert row.selftest is not None
@@ -36,7 +36,7 @@ def test_idle_it_begins_by_itself_and_gives_way_to_a_job_and_asked_it_measures_b
     jobs.cancel(house.db, job)
     house.ended(job)
     worker.terminate()
-    worker.wait(30)
+    worker.wait(PATIENCE)
 
 
 def test_one_that_dies_says_so_and_one_ends_with_its_worker(house: House) -> None:
@@ -45,7 +45,7 @@ def test_one_that_dies_says_so_and_one_ends_with_its_worker(house: House) -> Non
     (row,) = workers.listing(house.db)
     workers.ask_for_selftests(house.db)
     measurement_of(worker).kill()
-    until(lambda: workers.asked(house.db, row.id) is None, 60)
+    until(lambda: workers.asked(house.db, row.id) is None)
     (row,) = workers.listing(house.db)
     assert row.selftest is not None
     assert (row.selftest["ok"], row.selftest["laws"]) == (None, [])
@@ -55,4 +55,4 @@ def test_one_that_dies_says_so_and_one_ends_with_its_worker(house: House) -> Non
     workers.ask_for_selftests(house.db)
     another = measurement_of(worker)
     worker.kill()
-    until(lambda: is_over(another), 60)
+    until(lambda: is_over(another))

@@ -16,6 +16,14 @@ settings.load_profile("steady")
 
 os.environ["REGTRAIN_SELFTEST_SECONDS"] = "inf"  # what a worker does when it is idle would take seconds of every test that starts one
 
+BEGIN_WITH = ("worker", "acceptance", "test_cli.py", "training")
+"""What takes long: two processes that share the files (`make test`) then end together."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {name: place for place, name in enumerate(BEGIN_WITH)}
+    items.sort(key=lambda item: places.get(item.path.relative_to(Path(__file__).parent).parts[0], len(places)))
+
 
 @pytest.fixture(scope="session")
 def postgresql_server() -> Iterator[str]:

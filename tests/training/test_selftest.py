@@ -9,9 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from regtrain.contract.models import Layer
 from worker.__main__ import main
-from worker.training import layers, recurrent, selftest, step
+from worker.training import layers, models, recurrent, selftest, step
 from worker.training.layers import ACTIVATIONS, Activation
+from worker.training.reparametrized import Made
 
 EXACT = {law.name: law for law in selftest.LAWS if law.tolerance < 1e-3}
 Patch = Callable[[pytest.MonkeyPatch], None]
@@ -37,8 +39,8 @@ def test_command_line(monkeypatch, capsys):
 
 # ---------------------------------------------------------------- seeded faults
 
-_linear, _backward, _clipped, _loss, _arrived = (
-    layers.linear_backward, step.backward, step.clipped, step.loss_of, recurrent._arrived,
+_linear, _backward, _clipped, _loss, _arrived, _pull_back = (
+    layers.linear_backward, step.backward, step.clipped, step.loss_of, recurrent._arrived, models.pull_back,
 )  # fmt: skip
 
 
@@ -84,6 +86,13 @@ def lost_labels(*given: Any, **named: Any) -> tuple[Tensor, Tensor]:
     return value, slope + 1 / slope.shape[2]
 
 
+def with_the_length(layer: Layer, of: Made, gradient: Tensor, tensors: Any, gradients: Any, buffers: Any, *, add: bool) -> None:
+    """What changes the length of V stays in its gradient."""
+    _pull_back(layer, of, gradient, tensors, gradients, buffers, add=add)
+    if layer.reparametrization is not None:
+        layers.put(gradients[f"{layer.name}.weight"], of.factor * gradient, add=add)
+
+
 FAULTS: dict[str, tuple[Patch, set[str]]] = {
     "half of relu's derivative": (derivative("relu", lambda d, z, a: 0.5 * d * (z > 0)), {"equal_products", "products_with_biases", "finite_differences"}),
     "relu's derivative where z < 0": (derivative("relu", lambda d, z, a: d * (z < 0)), {"equal_products", "finite_differences"}),
@@ -98,7 +107,8 @@ FAULTS: dict[str, tuple[Patch, set[str]]] = {
     "constant batch moments": (function(layers, "dense_batch_norm", fixed_moments), {"before_batch_norm", "finite_differences"}),
     "constant layer moments": (function(layers, "layer_norm", fixed_layer_moments), {"before_layer_norm", "finite_differences"}),
     "lost labels": (function(step, "loss_of", lost_labels), {"class_sum", "finite_differences"}),
-    "one step in time too few": (function(recurrent, "_arrived", lambda carried, delta, t, steps: _arrived(carried * (t > 0), delta, t, steps)), {"recurrent_chain", "finite_differences"}),
+    "one step in time too few": (function(recurrent, "_arrived", lambda carried, delta, t, steps: _arrived(carried * (t > 0), delta, t, steps)), {"recurrent_chain", "recurrent_products", "finite_differences"}),
+    "the length's gradient left in": (function(models, "pull_back", with_the_length), {"under_weight_norm"}),
     "float32 on the way back": (function(step, "backward", lambda net, trace, slope, *, add: _backward(net, trace, slope.float().double(), add=add)), {"class_sum"}),
     "a shortened clip": (function(step, "clipped", lambda *given: (lambda found: (found[0] * (1 - 1e-6), found[1]))(_clipped(*given))), {"clipped"}),
 }  # fmt: skip

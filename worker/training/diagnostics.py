@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from regtrain.contract.diagnostics import Diagnostics, includes
-from regtrain.contract.models import BatchNorm, Layer
+from regtrain.contract.models import BatchNorm, Layer, LayerNorm
 from worker.training import activations, laws
 from worker.training.models import Moments, by_run
 from worker.training.pack import Pack
@@ -116,6 +116,7 @@ def finish(pack: Pack, values: dict[str, NDArray[Any]], rows: NDArray[np.int64],
     if laws.HEAD in values:
         values[laws.EXCESS] = laws.excess(pack, values)
         del values[laws.HEAD]
+        values.pop(laws.SHIFT, None)
     norms = values.get("gradient/norm")
     if norms is not None:
         rest = values.get("gradient/total", np.zeros(norms.shape[:2]))
@@ -152,6 +153,9 @@ def of_identities(preset: Diagnostics, pack: Pack, moments: Moments | None) -> M
         "identity/bias_product": [product(w[f"{layer.name}.bias"], g[f"{layer.name}.bias"]) if layer.bias else nothing for layer in pack.shape],
         "identity/class_sum": g["head.weight"].double().sum(1).abs().amax(1),
     }
+    if any(isinstance(layer.normalization, LayerNorm) for layer in pack.shape):
+        shifts = [layer.bias and isinstance(layer.normalization, LayerNorm) for layer in pack.shape]
+        measured[laws.SHIFT] = [g[f"{layer.name}.bias"].double().sum(1).abs() if there else nothing for layer, there in zip(pack.shape, shifts, strict=True)]
     if moments is not None:
         measured["identity/batch_norm"] = [_scale_residual(layer, moments, w, g) if isinstance(layer.normalization, BatchNorm) else nothing for layer in pack.shape]
     return measured

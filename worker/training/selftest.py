@@ -143,6 +143,20 @@ def _before_layer_norm(device: str) -> float:
     return max(_off(c["identity/weight_product"][..., :-1], -c["identity/bias_product"][..., :-1], _sizes(c)[..., :-1]) for c in found)
 
 
+def _under_weight_norm(device: str) -> float:
+    models = ({"kind": "mlp", "hidden": [9, 7], "activation": "tanh"}, {**IMAGE, "hidden": [5], "activation": "tanh"})
+    found = [_trained(_job({**model, "reparametrization": {"kind": "weight_norm"}}, regularizers=PENALTIES), device) for model in models]
+    return max(_off(c["identity/weight_product"][..., :-1], 0.0, _sizes(c)[..., :-1]) for c in found)
+
+
+def _recurrent_products(device: str) -> float:
+    """Places: W, U of two recurrent layers, the head."""
+    found = [_trained(_job({"kind": "rnn", "cell": cell, "hidden": [5, 4], "sequence": [9, 2]}, regularizers=PENALTIES), device) for cell in ("relu", "identity")]
+    return max(
+        _off(w[..., above], w[..., above - 2] + b[..., above - 2] + b[..., above - 1], _sizes(c).max(2)) for c in found for w, b in [(c["identity/weight_product"], c["identity/bias_product"])] for above in (2, 4)
+    )  # fmt: skip
+
+
 def _orthogonal_chain(device: str) -> float:
     model = {"kind": "mlp", "hidden": [18] * 20, "activation": "identity", "bias": False, "init": {"kind": "orthogonal"}}
     found = _trained(_job(model, lr=FROZEN, epochs=1), device)
@@ -293,6 +307,8 @@ LAWS: tuple[Law, ...] = (
     Law("class_sum", "Σ_c g_c = 0 in the head of softmax cross-entropy", 1e-12, _class_sum),
     Law("before_batch_norm", "⟨w_i, ∇w_i⟩ = ε/(var_i + ε)·γ_i∇γ_i for each unit", 1e-12, _before_batch_norm),
     Law("before_layer_norm", "⟨W, ∇W⟩ + ⟨b, ∇b⟩ = 0 at ε = 0", 1e-12, _before_layer_norm),
+    Law("under_weight_norm", "⟨V, ∇V⟩ = 0 where the length of V is taken away", 1e-12, _under_weight_norm),
+    Law("recurrent_products", "⟨W_{l+1}, ∇W_{l+1}⟩ = ⟨W_l, ∇W_l⟩ + ⟨b_l, ∇b_l⟩ + ⟨c_l, ∇c_l⟩ through any recurrence of relu or identity cells", 1e-12, _recurrent_products),
     Law("orthogonal_chain", "‖δ_0‖ = ‖δ_L‖ through orthogonal linear layers", 1e-12, _orthogonal_chain),
     Law("recurrent_chain", "‖δ_t‖/‖δ_T‖ = ρ^(T − t) through a recurrence ρQ", 1e-12, _recurrent_chain),
     Law("norms_add_up", "Σ‖g_l‖² = ‖g‖², and ‖Δw_l‖ = η‖g_l‖", 1e-12, _norms_add_up),

@@ -21,6 +21,7 @@ TITLES = {
     "optimizers": "Optimizers",
     "schedules": "Learning-rate schedules (`optimizer.schedule`)",
     "clip": "Gradient clipping (`clip`)",
+    "surgery": "Surgery (`begin.surgery`)",
 }
 
 

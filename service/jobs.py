@@ -13,7 +13,7 @@ from starlette.concurrency import run_in_threadpool
 from regtrain.contract import job as contract
 from regtrain.contract.checks import check
 from regtrain.contract.datasets import Facts, Upload, facts_of
-from regtrain.contract.errors import Conflict, NotFound, Problem, SpecRefused
+from regtrain.contract.errors import Conflict, NotFound, Problem, SpecRefused, Warned
 from regtrain.contract.job import JobSpec
 from regtrain.contract.states import FINAL, State
 from regtrain.store import datasets, files, jobs
@@ -309,8 +309,20 @@ def _created(db: Database, job: jobs.Job) -> Response:
 
 def _store(db: Database, body: bytes | str, given: dict[str, Any], *, retry_of: str | None, idempotency: tuple[str, str] | None) -> jobs.Job:
     spec = contract.parse(body)
-    warnings = check(spec, facts_of_spec(db, spec))
+    spec, warnings = checked(db, spec)
     return jobs.submit(db, spec, given=given, warnings=warnings, retry_of=retry_of, idempotency=idempotency)
+
+
+def checked(db: Database, spec: JobSpec) -> tuple[JobSpec, list[Warned]]:
+    """The spec with what the store knows of the weights that it begins from, and what is accepted and probably not meant.
+
+    Raises:
+        SpecRefused: with every problem found.
+    """
+    facts = facts_of_spec(db, spec)
+    warnings = check(spec, facts)
+    spec, more = jobs.completed(db, spec, facts)
+    return spec, [*warnings, *more]
 
 
 def _result(db: Database, job: jobs.Job) -> dict[str, Any] | None:

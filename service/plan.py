@@ -8,13 +8,12 @@ from pydantic import BaseModel, Field
 from starlette.concurrency import run_in_threadpool
 
 from regtrain.contract import job as contract
-from regtrain.contract.checks import check
 from regtrain.contract.plan import pace_key
 from regtrain.contract.plan import plan as plan_of
 from regtrain.store import rates
 from regtrain.store.database import Database
 from service.faces import json_answer
-from service.jobs import EXAMPLE_SWEEP, facts_of_spec
+from service.jobs import EXAMPLE_SWEEP, checked, facts_of_spec
 from service.problems import responses
 from service.requests import Store, json_body
 
@@ -117,7 +116,7 @@ def planned(db: Database, body: bytes) -> dict[str, Any]:
     """
     given, spec = contract.given_of(body), contract.parse(body)
     facts = facts_of_spec(db, spec)
-    warnings = check(spec, facts)
+    spec, warnings = checked(db, spec)
     found, resolved = plan_of(spec, facts), contract.resolved(spec)
     paces = {device: rates.seconds_a_step(db, pace_key(spec, facts, sizes), device=device) for device, sizes in found.packs.items()}
     seconds = {device: None if pace is None else pace * found.steps * len(found.packs[device]) for device, pace in paces.items()}

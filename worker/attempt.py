@@ -75,6 +75,7 @@ class Attempt:
             spec=claim.spec.model_dump_json(by_alias=True),
             data=str(data),
             upload=str(claim.upload) if claim.upload else None,
+            origins={job: str(path) for job, path in claim.origins.items()},
             scratch=str(files.scratch(data, claim.job, claim.attempt)),
             packs=claim.packs,
             resume={str(pack): str(path) for pack, path in claim.resume.items()},

@@ -22,6 +22,7 @@ from regtrain.contract.datasets import facts_of
 from regtrain.contract.errors import Problem, SpecRefused, TrainingError, Warned
 from regtrain.contract.events import Checkpointed, Event, Failed, Finished, Points
 from regtrain.contract.job import JobSpec, parse
+from regtrain.contract.variants import specs_of
 
 REFUSED, FAILED, INTERRUPTED = 2, 1, 128 + signal.SIGINT
 
@@ -63,6 +64,8 @@ def _spec(file: str) -> JobSpec:
     facts = facts_of(spec.dataset)
     if facts is None:
         raise SpecRefused([Problem("dataset.kind", "uploaded rows are kept by the service", "submit this spec to it, or put the rows into the spec: inline")])
+    if any(variant.begin is not None for _, variant in specs_of(spec)):
+        raise SpecRefused([Problem("begin.job", "weights of earlier jobs are kept by the service", "submit this spec to it")])
     for warned in check(spec, facts):
         _complain(f"warning: {warned.path}: {warned.message}")
     return spec

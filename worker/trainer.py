@@ -161,6 +161,7 @@ def _events(order: dict[str, Any], wishes: Wishes, device: "torch.device") -> It
             device=str(device),
             data=Path(order["data"]),
             upload=Path(order["upload"]) if order["upload"] else None,
+            origins={job: Path(path) for job, path in order["origins"].items()},
             scratch=Path(order["scratch"]),
             packs=order["packs"],
             resume={int(pack): Path(path) for pack, path in order["resume"].items()},

@@ -4,6 +4,7 @@ from inspect import cleandoc
 from typing import Any, get_args
 
 from regtrain.contract.base import Part
+from regtrain.contract.begin import Begin, Operation
 from regtrain.contract.datasets import Dataset
 from regtrain.contract.job import Budget, JobSpec
 from regtrain.contract.losses import Loss
@@ -29,6 +30,7 @@ FAMILIES: dict[str, Any] = {
     "optimizers": Optimizer,
     "schedules": Schedule,
     "clip": Clip,
+    "surgery": Operation,
 }
 
 
@@ -41,7 +43,7 @@ def catalog() -> dict[str, Any]:
     """Every family with its kinds, each with its meaning and its fields; the ranges; the series; the symptoms."""
     return {
         "families": {family: [_kind(part) for part in _members(union)] for family, union in FAMILIES.items()},
-        "job": [_part(part) for part in (JobSpec, Budget, Selection, Variant, Trial)],
+        "job": [_part(part) for part in (JobSpec, Budget, Begin, Selection, Variant, Trial)],
         "ranges": [{**_part(shape[float]), "doc": cleandoc(shape.__doc__)} for shape in SHAPES.values()],
         "series": [
             {"name": s.name, "symbol": s.symbol, "unit": s.unit, "shape": s.shape, "scale": s.scale, "better": s.better, "preset": s.preset, "meaning": s.meaning} for s in SERIES

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import replace
 
-from regtrain.contract import adapting, grouping, searching, trial
+from regtrain.contract import adapting, begin, grouping, searching, trial
 from regtrain.contract.datasets import Facts, Mnist, counts, feature_names
 from regtrain.contract.errors import Problem, SpecRefused, Warned
 from regtrain.contract.job import JobSpec, batch_size, steps, steps_per_epoch
@@ -108,6 +108,7 @@ def _refusals(spec: JobSpec, facts: Facts) -> Iterator[Problem]:
     yield from _together(spec, shape)
     yield from _solver(spec, facts)
     yield from adapting.refusals(spec, shape)
+    yield from begin.refusals(spec, shape)
     yield from _selection(spec, facts)
     yield from searching.refusals(spec, facts)
     if isinstance(spec.optimizer, Sgd) and spec.optimizer.nesterov and ends_of(spec.optimizer.momentum)[0] == 0:
@@ -375,7 +376,7 @@ def _warnings(spec: JobSpec, facts: Facts) -> Iterator[Warned]:
         yield Warned("budget.batch_size", "the last batch of each epoch has one row, whose batch normalization is constant")
     if isinstance(normalization, BatchNorm) and spec.budget.accumulate > 1:
         yield Warned("budget.accumulate", "with batch normalization the statistics are those of each micro-batch, so accumulation is not the same as one large batch")
-    if (said := warning(provisional(spec), facts, shape)) is not None:
+    if spec.begin is None and (said := warning(provisional(spec), facts, shape)) is not None:
         yield Warned("model.activation" if normalization is None else "model.normalization", said)
 
 

@@ -6,7 +6,7 @@ RegtrainError
 ├── Conflict           the move does not exist from the state in which the thing is
 ├── StaleAttempt       a worker writes for an attempt that is no longer the job's: stop at once, discard
 └── TrainingError      the job cannot be trained; `failure` says of what class
-    ├── DataError      its rows are missing or unfit
+    ├── DataError      its rows, or the weights that it begins from, are missing or unfit
     ├── Diverged       every run became non-finite
     └── ResourceError  it does not fit into memory or onto the disk
 """
@@ -65,7 +65,7 @@ class TrainingError(RegtrainError):
 
 
 class DataError(TrainingError):
-    """The rows are missing or unfit."""
+    """The rows, or the weights to begin from, are missing or unfit."""
 
     failure = Failure.DATA
 

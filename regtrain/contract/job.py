@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError
 
 from regtrain.contract.base import Part, is_list, is_object
+from regtrain.contract.begin import Begin
 from regtrain.contract.datasets import Counts, Dataset
 from regtrain.contract.diagnostics import Diagnostics
 from regtrain.contract.errors import Problem, SpecRefused
@@ -59,6 +60,8 @@ class JobSpec(Part):
     """Acts on the accumulated gradient, coupled penalties included, before the step."""
     budget: Budget = Budget()
     """Epochs and batches."""
+    begin: Begin | None = None
+    """An earlier job's weights to begin from, in place of initial ones."""
     variants: Variants = ()
     """Alternatives that may differ in shape, each trained with all ranges, folds and seeds. Without any, the spec as it stands."""
     selection: Selection = Selection()

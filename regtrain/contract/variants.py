@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from regtrain.contract.job import JobSpec
 
 MOST_VARIANTS = 64
-CHANGEABLE = ("model", "loss", "regularizers", "optimizer", "clip", "budget", "dtype", "on_nonfinite")
+CHANGEABLE = ("model", "loss", "regularizers", "optimizer", "clip", "budget", "begin", "dtype", "on_nonfinite")
 """What a variant may change, beside `dataset.standardize`: not the rows, by which variants are compared."""
 
 

@@ -182,6 +182,16 @@ Index("jobs_queue", jobs.c.priority.desc(), jobs.c.id, sqlite_where=text(f"state
 Index("jobs_running", jobs.c.id, sqlite_where=text(f"state = '{State.RUNNING}'"), postgresql_where=text(f"state = '{State.RUNNING}'"))
 Index("jobs_dataset", jobs.c.dataset, sqlite_where=text("dataset IS NOT NULL"), postgresql_where=text("dataset IS NOT NULL"))
 
+origins = Table(
+    "origins",
+    metadata,
+    _job(primary_key=True),
+    Column("origin", String, ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True, nullable=False),
+    Index("origins_origin", "origin"),
+    sqlite_strict=True,
+    sqlite_with_rowid=False,
+)
+
 idempotency = Table(
     "idempotency",
     metadata,

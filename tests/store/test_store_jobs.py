@@ -251,8 +251,9 @@ def test_delete_in_each_state(db: Database, state: State) -> None:
 
 
 def test_delete_takes_every_row_and_file_of_a_rich_job(db: Database) -> None:
+    origin = jobs.cancel(db, act.submit(db).id).id
     before = act.everything(db)
-    job = act.submit(db, idempotency=("key", "digest"), metadata={"team": "vision"})
+    job = act.submit(db, idempotency=("key", "digest"), metadata={"team": "vision"}, begin={"job": origin})
     held = act.claim(db)
     report = act.points(loss_train=(range(600), np.arange(600.0)), gradient_norm=(range(600), np.ones((600, 1, 2))))
     jobs.report(db, held, [act.started(), report, Noticed(0, "plateau", None, 128, 0.99, 0.9, "warning", 0.5), Log("info", "hello")])

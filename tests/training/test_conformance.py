@@ -1299,6 +1299,7 @@ def test_mnist_is_read_in_the_order_of_its_files(tmp_path, npz):
         ("optimizers", {*OPTIMIZERS, "proximal", "lbfgs"}),  # those two in test_solvers.py
         ("schedules", set(SCHEDULES)),
         ("clip", set(CLIPS)),
+        ("surgery", {"rebalance", "rescale", "revive"}),  # in test_surgery.py
         ("datasets", {*GENERATED, *FROM_SKLEARN, *FROM_FILES}),
     ],
 )
@@ -1307,7 +1308,7 @@ def test_every_kind_has_a_row(family, rows):
 
 
 def test_every_family_and_every_activation_has_its_table():
-    assert set(FAMILIES) == {"regularizers", "losses", "models", "normalization", "reparametrization", "init", "optimizers", "schedules", "clip", "datasets"}
+    assert set(FAMILIES) == {"regularizers", "losses", "models", "normalization", "reparametrization", "init", "optimizers", "schedules", "clip", "surgery", "datasets"}
     assert set(ACTIVATIONS) == set(get_args(Activation))
     assert {f["kind"] for m in MODELS.values() for r in m if (f := r.get("normalization"))} == kinds("normalization")
 

@@ -1,6 +1,7 @@
 """From a spec to what all packs of its job share: rows on the device, shapes, counts."""
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,15 @@ from regtrain.contract.variants import specs_of
 from worker.training import datasets, losses, preprocess
 from worker.training.device import device_of
 from worker.training.evaluate import Part
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """From what a run begins that does not draw its weights: parameters (P,) and running averages (Q,) on the CPU, and what was done to them."""
+
+    flat: Tensor
+    buffers: Tensor
+    done: tuple[dict[str, Any], ...]
 
 
 @dataclass(frozen=True)
@@ -52,9 +62,13 @@ class Job:
     """Where the time of this attempt went."""
     recent: dict[Any, "Job"] = field(default_factory=dict)
     """What the last run saw: waves of a path and batches of a search come back to it."""
+    origins: Mapping[str, Path] = field(default_factory=dict[str, Path])
+    """Earlier job → its model file, of those whose weights runs begin from."""
+    beginnings: dict[int, Beginning] = field(default_factory=dict[int, Beginning])
+    """Run → what it began from, of those that did not draw their weights."""
 
 
-def prepare(spec: JobSpec, *, device: str, data: Path, upload: Path | None, scratch: Path | None) -> Job:
+def prepare(spec: JobSpec, *, device: str, data: Path, upload: Path | None, scratch: Path | None, origins: Mapping[str, Path] | None = None) -> Job:
     """Loads, splits and scales the rows and puts them onto the device.
 
     Raises:
@@ -67,7 +81,7 @@ def prepare(spec: JobSpec, *, device: str, data: Path, upload: Path | None, scra
     runs = [replace(run, spec=_seeing(run.spec, rows.facts)) for run in expand(spec)]
     first = next(variant for _, variant in specs_of(spec))
     job = Job(
-        spec=spec, digest=digest(spec), runs=runs, rows=rows, split=split, device=where, scratch=scratch, **_fitted(first, rows, split, where),
+        spec=spec, digest=digest(spec), runs=runs, rows=rows, split=split, device=where, scratch=scratch, origins=origins or {}, **_fitted(first, rows, split, where),
     )  # fmt: skip
     job.seconds["data"] = time.perf_counter() - begin
     return job

@@ -17,6 +17,7 @@ from regtrain.contract.ranges import concrete
 from regtrain.contract.runs import Run
 from worker.training import firing
 from worker.training.adapt import Adapting
+from worker.training.begin import begun
 from worker.training.checkpoints import save
 from worker.training.device import environment
 from worker.training.evaluate import evaluate
@@ -53,7 +54,7 @@ class Running:
         self.recorder = Recorder(index, len(members), trained=len(runs))
         self._whole: dict[str, Tensor] = {}
         self._solved: Ridge | None = None
-        self.watch = Watch(known_of(job, index, members, runs, fresh=begin is None))
+        self.watch = Watch(known_of(job, index, members, runs, fresh=begin is None and runs[0].spec.begin is None))
         self.stopped: set[int] = set()
         """Places of the runs that a symptom has ended."""
         self._ends = {symptom for symptom, what in job.spec.on_symptom.items() if what == "stop"}
@@ -226,7 +227,8 @@ class Running:
 
 
 def pack_of(job: Job, runs: list[Run], *, begin: tuple[Tensor, Tensor] | None = None) -> Pack:
-    """These runs of the job as one pack, at their initial weights, or at given weights (R, P) and running averages (R, Q)."""
+    """These runs of the job as one pack, at the weights from which they begin, or at given weights (R, P) and running averages (R, Q)."""
+    begin = begun(job, runs) if begin is None else begin
     names = feature_names(job.rows.facts)
     pack = Pack(runs, job.shape, features=len(names), device=job.device, names=names, curvature=job.curvature, class_weights=job.class_weights, begin=begin)
     if isinstance(pack.spec.model.init, Lsuv) and begin is None:

@@ -16,7 +16,7 @@ from regtrain.contract.runs import Run, points
 from regtrain.contract.selection import Choice, Score, choose, in_words, nested, scores, spread
 from regtrain.contract.states import RunState, StopReason
 from regtrain.contract.trial import Contestant, judged
-from worker.training import results
+from worker.training import begin, results
 from worker.training.evaluate import evaluate
 from worker.training.models import Layout
 from worker.training.pack import Pack
@@ -167,7 +167,8 @@ class Found:
         """The job's result, and its model file: every tensor stacked over all trained runs, in the order of the runs; with variants each has tensors of its own."""
         chosen = self._chosen_run()
         last = self.job if chosen is None or chosen not in self._jobs else self._jobs[chosen][1]
-        return results.finished(last, self._stacked(), [self._made[index] for index in sorted(self._made)], {**self._answer(chosen), "trial": self._trial()})
+        made = [self._made[index] for index in sorted(self._made)]
+        return results.finished(last, self._stacked(), made, {**self._answer(chosen), "trial": self._trial(), "begin": begin.told(self.job, made)})
 
     def _stacked(self) -> dict[str, Tensor]:
         parts: dict[str | None, list[Kept]] = {}

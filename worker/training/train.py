@@ -1,7 +1,7 @@
 """A job, readable from top to bottom: rows, packs, steps, events. Cancelling is closing the generator; a test is `list(train(spec))`."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from regtrain.contract.events import Event
 from regtrain.contract.job import JobSpec
 from regtrain.contract.plan import run_bytes
 from regtrain.contract.runs import packs as packs_of
-from worker.training import results
+from worker.training import begin, results
 from worker.training.checkpoints import load
 from worker.training.prepare import Job, for_run, prepare
 from worker.training.running import Running
@@ -24,6 +24,7 @@ def train(
     device: str = "cpu",
     data: Path = Path("data"),
     upload: Path | None = None,
+    origins: Mapping[str, Path] | None = None,
     scratch: Path | None = None,
     packs: list[list[int]] | None = None,
     resume: dict[int, Path] | None = None,
@@ -32,14 +33,15 @@ def train(
 ) -> Iterator[Event]:
     """Trains a job and reports everything that happens, in order.
 
-    `data`: the data folder, `upload`: the rows of an uploaded dataset. `scratch`: where checkpoints and the model are written;
-    without it there are none. `packs`: membership as stored by the first attempt. `resume`: pack → its newest checkpoint.
+    `data`: the data folder, `upload`: the rows of an uploaded dataset. `origins`: the model files of the jobs from which it begins.
+    `scratch`: where checkpoints and the model are written; without it there are none. `packs`: membership as stored by the first attempt. `resume`: pack → its newest checkpoint.
     `wants_checkpoint` is asked about four times a second, between two updates.
 
     Raises:
-        TrainingError: the rows are missing or unfit, it does not fit into memory, or every run diverged.
+        TrainingError: the rows or the weights to begin from are missing or unfit, it does not fit into memory, or every run diverged.
     """
-    job = prepare(spec, device=device, data=data, upload=upload, scratch=scratch)
+    begin.verified(spec, origins or {})
+    job = prepare(spec, device=device, data=data, upload=upload, scratch=scratch, origins=origins)
     packs = packs or packs_of(job.runs, spec, bytes_of=lambda variant: run_bytes(variant, job.rows.facts), device=job.device.type)
     states = {index: load(path, digest=job.digest, device=job.device) for index, path in (resume or {}).items()}
     found = Found(job)
@@ -54,6 +56,8 @@ def train(
         mine = for_run(job, runs[0])
         yield results.pack_begun(mine, index, runs)
         running = Running(mine, index, members, runs, begin=search.weights_for(mine, runs))
+        if index not in states:
+            yield from begin.logged(mine, runs)
         for event in _train_pack(mine, running, states.pop(index, None), wants_checkpoint, checkpoint_seconds):
             found.note(event)
             yield event

@@ -1,6 +1,7 @@
 """Jobs: what callers ask of them (`asking`), what workers do with them (`working`), and how they are read (`reading`)."""
 
 from regtrain.store.jobs.asking import cancel, delete, submit
+from regtrain.store.jobs.origins import completed
 from regtrain.store.jobs.reading import Job, LogLine, Summary, get, glances, logs, model, summaries
 from regtrain.store.jobs.tidying import tidy
 from regtrain.store.jobs.trials import confirmed_before, key_of, patient_of, trials_of
@@ -30,6 +31,7 @@ __all__ = [
     "cancelled",
     "checkpointed",
     "claim",
+    "completed",
     "confirmed_before",
     "crashed",
     "delete",

@@ -16,19 +16,22 @@ from regtrain.contract.states import FINAL, Intent, RunState, State
 from regtrain.store import files, nudge
 from regtrain.store.database import Database
 from regtrain.store.ids import new_id
+from regtrain.store.jobs import origins
 from regtrain.store.jobs.moves import move
 from regtrain.store.jobs.reading import Job, job_of, read
-from regtrain.store.tables import idempotency, now, runs
+from regtrain.store.tables import datasets, idempotency, now, runs
 from regtrain.store.tables import jobs as table
+from regtrain.store.tables import origins as origins_table
 
 
 @dataclass(frozen=True)
 class Submission:
-    """A job and its runs as rows, and the key under which a repetition finds them."""
+    """A job and its runs as rows, the key under which a repetition finds them, and the jobs from whose weights it begins."""
 
     job: dict[str, Any]
     runs: list[dict[str, Any]]
     idempotency: tuple[str, str] | None
+    origins: list[str]
 
 
 class _Repeated(Exception):
@@ -39,7 +42,7 @@ def submit(db: Database, spec: JobSpec, *, given: dict[str, Any], warnings: list
     """Stores a job and its runs, durably. `idempotency` is (key, digest of the body): the same pair gives the job of the first time.
 
     Raises:
-        SpecRefused: too many runs, a dataset that does not exist, or an idempotency key that came with another body.
+        SpecRefused: too many runs, a dataset or a job to begin from that does not exist, or an idempotency key that came with another body.
     """
     made = submission(spec, given=given, warnings=warnings, retry_of=retry_of, idempotency=idempotency)
     try:
@@ -47,9 +50,9 @@ def submit(db: Database, spec: JobSpec, *, given: dict[str, Any], warnings: list
     except _Repeated:
         return _repeated(db, *(idempotency or ("", "")))
     except IntegrityError as error:
-        if made.job["dataset"] is None:
+        if not (gone := _gone(db, made)):
             raise
-        raise SpecRefused([Problem("dataset.id", f"there is no dataset {made.job['dataset']}", "upload it to /v1/datasets first")]) from error
+        raise SpecRefused(gone) from error
     nudge.wake(db.data, "workers")
     return job_of(made.job)
 
@@ -70,7 +73,7 @@ def submission(spec: JobSpec, *, given: dict[str, Any], warnings: list[Warned], 
         }
         for run in expanded
     ]
-    return Submission(job, rows, idempotency)
+    return Submission(job, rows, idempotency, origins.of_spec(spec))
 
 
 def cancel(db: Database, job_id: str) -> Job:
@@ -95,14 +98,26 @@ def delete(db: Database, job_id: str) -> None:
 
     Raises:
         NotFound: there is no such job.
-        Conflict: it is not final yet.
+        Conflict: it is not final yet, or a job that is not begins from its weights.
     """
     with db.write() as connection:
         state = _state(connection, job_id)
         if state not in FINAL:
             raise Conflict(f"job {job_id} is {state}: cancel it before it can be deleted")
+        if (user := origins.needed_by(connection, job_id)) is not None:
+            raise Conflict(f"job {user} begins from the weights of job {job_id}: cancel it, or wait for its end")
         connection.execute(delete_rows(table).where(table.c.id == job_id))
     files.remove(db.data, job_id)
+
+
+def _gone(db: Database, made: Submission) -> list[Problem]:
+    """What a job refers to and is not there: between the check of a spec and its submission somebody has deleted it."""
+    dataset = made.job["dataset"]
+    with db.read() as connection:
+        rows = dataset is None or connection.execute(select(datasets.c.id).where(datasets.c.id == dataset)).scalar()
+        there = set(connection.execute(select(table.c.id).where(table.c.id.in_(made.origins))).scalars())
+    missing = [] if rows else [Problem("dataset.id", f"there is no dataset {dataset}", "upload it to /v1/datasets first")]
+    return [*missing, *(Problem("begin.job", f"there is no job {origin}", "use the ID of a job that has succeeded") for origin in made.origins if origin not in there)]
 
 
 def _row(job_id: str, spec: JobSpec, *, given: dict[str, Any], warnings: list[Warned], retry_of: str | None, runs: int) -> dict[str, Any]:
@@ -136,6 +151,8 @@ def insert_all(connection: Connection, submissions: list[Submission]) -> None:
     """Stores new jobs, within a transaction that is already open."""
     connection.execute(insert(table), [submission.job for submission in submissions])
     connection.execute(insert(runs), [run for submission in submissions for run in submission.runs])
+    if begun := [{"job": submission.job["id"], "origin": origin} for submission in submissions for origin in submission.origins]:
+        connection.execute(insert(origins_table), begun)
     for submission in submissions:
         if submission.idempotency is not None:
             _remember(connection, submission.idempotency, submission.job["id"])

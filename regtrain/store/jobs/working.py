@@ -16,7 +16,7 @@ from regtrain.contract.job import JobSpec
 from regtrain.contract.states import Failure, Intent, RunState, State
 from regtrain.store import files, nudge, series, symptoms
 from regtrain.store.database import Database
-from regtrain.store.jobs import trials
+from regtrain.store.jobs import origins, trials
 from regtrain.store.jobs.asking import Submission, insert_all
 from regtrain.store.jobs.moves import move
 from regtrain.store.jobs.progress import advanced, begun, best_run, ended, pack_begun
@@ -40,6 +40,8 @@ class Claim:
     """Pack → newest checkpoint file."""
     upload: Path | None = None
     """The canonical file of an uploaded dataset."""
+    origins: dict[str, Path] = field(default_factory=dict[str, Path])
+    """Earlier job → its model file, of those whose weights it begins from."""
 
 
 @dataclass(frozen=True)
@@ -248,6 +250,7 @@ def _take(connection: Connection, data: Path, row: Row[Any], worker: str) -> Cla
         packs=row.packs,
         resume={one.pack: data / one.path for one in kept},
         upload=data / upload if upload else None,
+        origins=origins.paths(connection, data, row.id),
     )
 
 

@@ -10,7 +10,7 @@ from sqlalchemy.pool import NullPool
 
 from regtrain.store.database import Database, StoreError, alone, sqlite_engine
 
-HEAD = "0006"
+HEAD = "0007"
 """The newest step, so that opening a database that is up to date does not load alembic."""
 _LOCK = 0x72656774
 """PostgreSQL's advisory lock of this program's migrations."""

@@ -58,7 +58,7 @@ def _lines(found: dict[str, Any]) -> Iterator[str]:
     ]
     yield from table(
         ["symptom", "phase", "diagnostics", "criterion", "may bring", "source"],
-        [[f"`{s['name']}`", s["phase"], s["needs"] or "not judged", s["criterion"], ", ".join(s["brings"]), s["source"]] for s in found["symptoms"]],
+        [[f"`{s['name']}`", s["phase"], s["needs"], s["criterion"], ", ".join(s["brings"]), s["source"]] for s in found["symptoms"]],
     )
 
 

@@ -16,6 +16,8 @@ from regtrain.contract.symptoms import SymptomName
 from worker.training.datasets import load
 
 Changes = dict[str, Any]
+LOOKED_AT, PUBLISHED = 0, 10
+"""Seeds of the jobs: bounds were set while looking at runs 0 to 2 of the first; what is published is measured with the second, which nobody had looked at."""
 SIGNAL: tuple[SymptomName, ...] = ("vanishing_signal", "vanishing_gradient")
 GROWTH: tuple[SymptomName, ...] = ("exploding_signal", "exploding_gradient", "poor_first_loss", "saturated")
 SLOW: tuple[SymptomName, ...] = ("rate_too_low", "no_change")
@@ -53,9 +55,10 @@ class Group:
     floor: float
     """Accuracy on held-out rows from which a net of this problem has learned it."""
 
-    def job(self, *, seeds: int, diagnostics: str) -> dict[str, Any]:
+    def job(self, *, seed: int, seeds: int, diagnostics: str) -> dict[str, Any]:
+        """`seed`: of the job; held-out rows follow from it, and with the run's seed initial weights and the order of rows."""
         variants = [{"label": case.name, "set": case.changes} for case in self.cases]
-        return {**self.spec, "variants": variants, "selection": {"seeds": seeds}, "diagnostics": diagnostics}
+        return {**self.spec, "variants": variants, "seed": seed, "selection": {"seeds": seeds}, "diagnostics": diagnostics}
 
 
 @dataclass(frozen=True)
@@ -131,7 +134,7 @@ def _broken(p: Problem) -> Iterator[Case]:
     yield broken("weights × 10", {"model.init": {**p.init, "scale": 10.0}}, "init too large", GROWTH)
     yield broken("weights × 30", {"model.init": {**p.init, "scale": 30.0}}, "init too large", GROWTH)
     yield broken("relu weights × 5, 12 layers", {"model.hidden": [wide] * 12, "model.activation": "relu", "model.init": {**p.init, "scale": 5.0}}, "init too large", GROWTH, first)
-    yield broken("all weights 0", {"model.init": {"kind": "zeros"}}, "init of zeros", ("no_gradient",), *hidden)
+    yield broken("all weights 0", {"model.init": {"kind": "zeros"}}, "init of zeros", ("equal_units",), *hidden)
     yield broken("12 sigmoid layers", deep(12, "sigmoid"), "activation × depth", SIGNAL, first)
     yield broken("18 sigmoid layers, He", deep(18, "sigmoid", kind="he_uniform"), "activation × depth", SIGNAL, first)
     yield broken("18 tanh layers", deep(18, "tanh"), "activation × depth", SIGNAL, first)
@@ -146,8 +149,8 @@ def _broken(p: Problem) -> Iterator[Case]:
     yield broken("L2, λ = 10", {"regularizers": [{"kind": "l2", "lambda": 10.0}]}, "λ too strong", ("penalty_dominates",))
     yield broken("L1, λ = 1", {"regularizers": [{"kind": "l1", "lambda": 1.0}]}, "λ too strong", ("penalty_dominates",))
     yield broken(f"L2 in {second}, λ = 10", {"regularizers": [{"kind": "l2", "lambda": 10.0, "on": [second]}]}, "λ too strong in one layer", ("penalty_dominates",), second)
-    yield broken(f"norms of {second} at most 1e-4", {"regularizers": [{"kind": "max_norm", "max": 1e-4, "on": [second]}]}, "one layer held at 0", SIGNAL, second, first)
-    yield broken(f"{last} held at exactly 0", {"regularizers": [{"kind": "box", "low": 0.0, "high": 0.0, "on": [last]}]}, "one layer held at 0", ("no_gradient", *SIGNAL), *hidden)
+    yield broken(f"norms of {second} at most 1e-4", {"regularizers": [{"kind": "max_norm", "max": 1e-4, "on": [second]}]}, "one layer held at 0", ("penalty_dominates",), second)
+    yield broken(f"{last} held at exactly 0", {"regularizers": [{"kind": "box", "low": 0.0, "high": 0.0, "on": [last]}]}, "one layer held at 0", ("penalty_dominates",), last)
     yield broken("dropout 0.9", {"regularizers": [{"kind": "dropout", "rate": 0.9}]}, "dropout too strong", ())
     yield broken("dropout 0.9, 12 layers", {"model.hidden": [wide] * 12, "regularizers": [{"kind": "dropout", "rate": 0.9}]}, "dropout too strong", ())
     yield broken("clip at 1e-6", {"optimizer": {"kind": "sgd", "lr": 0.05}, "clip": {"kind": "global_norm", "max": 1e-6}}, "clip too low", ("clip_always",))
@@ -176,7 +179,10 @@ def _sound(p: Problem) -> Iterator[Case]:
     yield Case("batch norm", {**of_wide, "model.normalization": {"kind": "batch"}})
     yield Case("layer norm", {**of_wide, "model.normalization": {"kind": "layer"}})
     yield Case("residual", {**of_wide, "model.residual": True, "model.init": {"kind": "xavier_normal"}})
-    yield Case("12 tanh layers", {"model.hidden": [32] * 12, "model.activation": "tanh", "model.init": {"kind": "xavier_normal"}, "optimizer": {"kind": "adam", "lr": 0.001}})
+    calm: Changes = {"regularizers": [{"kind": "l2", "lambda": 0.01}]} if p.sgd else {}  # without it most seeds on real rows overfit by `Record.overfits`
+    yield Case(
+        "12 tanh layers", {"model.hidden": [32] * 12, "model.activation": "tanh", "model.init": {"kind": "xavier_normal"}, "optimizer": {"kind": "adam", "lr": 0.001}, **calm}
+    )
     yield Case("L2, λ = 1e-4", {**of_wide, "regularizers": [{"kind": "l2", "lambda": 1e-4}]})
     yield Case("L1, λ = 1e-4", {**of_wide, "regularizers": [{"kind": "l1", "lambda": 1e-4}]})
     yield Case("dropout 0.1", {**of_wide, "model.hidden": [64, 64], "regularizers": [{"kind": "dropout", "rate": 0.1}]})
@@ -185,7 +191,7 @@ def _sound(p: Problem) -> Iterator[Case]:
     yield Case("cosine to 0", {**of_wide, "optimizer.schedule": {"kind": "cosine"}})
     yield Case("clip at 1", {**of_wide, "clip": {"kind": "global_norm", "max": 1.0}})
     yield Case("one row a batch", {"model.hidden": wide, "optimizer": {"kind": "sgd", "lr": 0.01}, "budget": {"epochs": 1 if p.rows > 1000 else 3, "batch_size": 1}})
-    yield Case("all rows, to convergence", {"model.hidden": wide, "budget": {"epochs": 300, "batch_size": "all"}, "optimizer": {"kind": "adam", "lr": 0.003}})
+    yield Case("all rows, to convergence", {"model.hidden": wide, "budget": {"epochs": 300, "batch_size": "all"}, "optimizer": {"kind": "adam", "lr": 0.003}, **calm})
     if p.classes == 2:
         yield Case(
             "logistic regression" if p.name == "breast cancer" else "one layer", {"model": {"kind": "linear"}} if p.name == "breast cancer" else {**of_wide, "model.hidden": [64]}

@@ -17,6 +17,7 @@ from regtrain.contract.job import parse
 from worker.training.train import train
 
 Array = NDArray[np.float64]
+ROSE, ERRORS = 1.2, 3.0
 
 
 @dataclass
@@ -39,6 +40,16 @@ class Record:
         return self.accuracy >= self.group.floor
 
     @property
+    def overfits(self) -> bool:
+        """Whether a net is no sound one, however it was made: the mean of the last quarter of its held-out losses is more than a fifth above the lowest of them
+        (Prechelt's GL₂₀), and by more than three standard errors of that mean."""
+        losses = self.values("loss/val")
+        if losses is None or len(losses) < 8:
+            return False
+        late, lowest = losses[-(len(losses) // 4) :], float(losses.min())
+        return float(late.mean()) > max(ROSE * lowest, lowest + ERRORS * float(late.std(ddof=1)) / len(late) ** 0.5)
+
+    @property
     def risen(self) -> float:
         """The validation loss at the end over its best: what overfitting is measured by (Prechelt 1998)."""
         losses = self.values("loss/val")
@@ -49,13 +60,13 @@ class Record:
         return self.curves[name][1] if name in self.curves and len(self.curves[name][1]) else None
 
 
-def trained(group: Group, *, seeds: int, diagnostics: Diagnostics) -> tuple[list[Record], float]:
+def trained(group: Group, *, seed: int, seeds: int, diagnostics: Diagnostics) -> tuple[list[Record], float]:
     """One record a case and seed, and the seconds that it took."""
     begin, cases = time.perf_counter(), {case.name: case for case in group.cases}
     packs, records = list[list[int]](), dict[int, Record]()
     pieces: dict[int, dict[str, list[tuple[NDArray[np.int64], Array]]]] = {}
     with TemporaryDirectory() as folder:
-        for event in train(parse(json.dumps(group.job(seeds=seeds, diagnostics=diagnostics))), data=Path(folder)):
+        for event in train(parse(json.dumps(group.job(seed=seed, seeds=seeds, diagnostics=diagnostics))), data=Path(folder)):
             match event:
                 case Started():
                     packs = event.packs

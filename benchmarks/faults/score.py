@@ -9,8 +9,6 @@ from benchmarks.faults.detectors import Detector, Verdict
 from benchmarks.faults.records import Record
 
 Z = 1.959964
-STAYED = 1.2
-"""Times its best up to which the validation loss of a sound net has not risen."""
 Share = dict[str, float]
 
 
@@ -38,6 +36,11 @@ def named(verdicts: Iterable[Verdict], truth: Truth) -> bool:
     return any(verdict.root and verdict.symptom in truth.root for verdict in verdicts)
 
 
+def alarmed(record: Record, verdicts: Iterable[Verdict]) -> bool:
+    """Whether a sound net is reported for what it does not have: one that overfits by the bench's own criterion is rightly told so, and nothing else."""
+    return any(verdict.alarm and not (verdict.symptom == "overfitting" and record.overfits) for verdict in verdicts)
+
+
 def localised(verdicts: Iterable[Verdict], truth: Truth) -> bool:
     """Whether the first layer that is named, of the cause if it has one, is where it was done."""
     placed = sorted((verdict for verdict in verdicts if verdict.layer is not None), key=lambda verdict: (not verdict.root, verdict.first))
@@ -52,14 +55,14 @@ def scores(records: Sequence[Record], detector: Detector) -> dict[str, Any]:
     nameable = [(truth, verdicts) for _, truth, verdicts in struck if truth.root]
     placed = [(truth, verdicts) for _, truth, verdicts in struck if truth.layers]
     healthy = [(record, verdicts) for record, verdicts in sound if record.learned]
-    steady = [(record, verdicts) for record, verdicts in healthy if record.risen <= STAYED]
+    overfitted = [verdicts for record, verdicts in healthy if record.overfits]
     return {
         "detected": wilson(sum(detected(verdicts) for _, _, verdicts in struck), len(struck)),
         "detected, all": wilson(sum(detected(verdicts) for _, _, verdicts in broken), len(broken)),
         "named": wilson(sum(named(verdicts, truth) for truth, verdicts in nameable), len(nameable)),
         "mentioned": wilson(sum(mentioned(verdicts, truth) for truth, verdicts in nameable), len(nameable)),
         "localised": wilson(sum(localised(verdicts, truth) for truth, verdicts in placed), len(placed)),
-        "false alarms": wilson(sum(detected(verdicts) for _, verdicts in healthy), len(healthy)),
-        "false alarms, not risen": wilson(sum(detected(verdicts) for _, verdicts in steady), len(steady)),
+        "false alarms": wilson(sum(alarmed(record, verdicts) for record, verdicts in healthy), len(healthy)),
+        "overfitting told": wilson(sum(any(verdict.symptom == "overfitting" for verdict in verdicts) for verdicts in overfitted), len(overfitted)),
         "unlearned alarms": wilson(sum(detected(verdicts) for record, verdicts in sound if not record.learned), len(sound) - len(healthy)),
     }

@@ -11,24 +11,25 @@ from regtrain.contract.diagnostics import Diagnostics, includes
 SymptomName = Literal[
     "unscaled_inputs",
     "wrong_output",
-    "poor_first_loss",
-    "saturated",
-    "vanishing_signal",
+    "equal_units",
     "exploding_signal",
+    "poor_first_loss",
     "class_imbalance",
     "penalty_dominates",
     "penalty_invisible",
     "penalty_fights",
     "penalty_wasted",
     "rate_too_high",
-    "rate_too_low",
+    "saturated",
+    "vanishing_signal",
     "exploding_gradient",
     "non_finite",
+    "clip_always",
+    "rate_too_low",
     "dead_units",
     "vanishing_gradient",
     "no_gradient",
     "no_change",
-    "clip_always",
     "oscillating",
     "plateau",
     "label_noise",
@@ -50,8 +51,8 @@ class Symptom:
     source: str
     brings: tuple[SymptomName, ...] = ()
     """Symptoms that it may bring about: they are listed under it."""
-    needs: Diagnostics | None = "standard"
-    """The cheapest preset whose series can show it; None for what no series shows."""
+    needs: Diagnostics = "standard"
+    """The cheapest preset whose series can show it."""
 
 
 SYMPTOMS: tuple[Symptom, ...] = (
@@ -66,27 +67,23 @@ SYMPTOMS: tuple[Symptom, ...] = (
         ("poor_first_loss", "plateau", "underfitting", "no_gradient"), needs="off",
     ),
     Symptom(
-        "poor_first_loss", "initialisation", "the loss before the first update is more than 3 times (squared losses: 10 times) that of outputs 0: ln C, or the mean square of the target",
-        "Karpathy 2019, A Recipe for Training Neural Networks", ("exploding_gradient", "rate_too_high", "non_finite"), needs="off",
-    ),
-    Symptom(
-        "saturated", "initialisation", "more than half of a layer's activations lie where |φ′| is below 1 % of its maximum; once it trains, more than nine tenths", "Glorot & Bengio 2010",
-        ("vanishing_signal", "vanishing_gradient", "no_gradient", "plateau", "underfitting"), needs="full",
-    ),
-    Symptom(
-        "vanishing_signal", "initialisation", "ln ‖δ_l‖² falls by more than 6 from the last hidden layer to the first, in itself and at the near end of the 95 % interval of its fitted slope",
-        "Poole et al. 2016; Schoenholz et al. 2017", ("vanishing_gradient", "no_change", "rate_too_low", "plateau", "underfitting"),
+        "equal_units", "initialisation", "before the first update the weights of a hidden layer and those behind it are all 0: its units are alike, and get the same gradient for ever",
+        "Goodfellow et al. 2016, Deep Learning, 8.4", ("dead_units", "vanishing_gradient", "no_gradient", "no_change", "plateau", "underfitting"),
     ),
     Symptom(
         "exploding_signal", "initialisation", "ln ‖δ_l‖² rises so by more than 6; in front of a normalization, which takes the scale away, by more than 24", "Poole et al. 2016; Schoenholz et al. 2017",
-        ("exploding_gradient", "rate_too_high", "non_finite", "dead_units", "no_gradient", "clip_always", "oscillating", "plateau", "underfitting"),
+        ("poor_first_loss", "exploding_gradient", "rate_too_high", "non_finite", "dead_units", "no_gradient", "clip_always", "oscillating", "plateau", "underfitting"),
+    ),
+    Symptom(
+        "poor_first_loss", "initialisation", "the loss before the first update is more than ln 100 above ln C: on geometric average the right class gets less than a hundredth of what guessing gives it; squared losses: more than 10 times the mean square of the target",
+        "Karpathy 2019, A Recipe for Training Neural Networks", ("rate_too_high", "exploding_gradient", "non_finite"), needs="off",
     ),
     Symptom(
         "class_imbalance", "initialisation", "a class has fewer than a tenth of the rows of the largest, and five evaluations in a row predict the largest alone", "He & Garcia 2009",
         ("plateau", "underfitting"), needs="off",
     ),
     Symptom(
-        "penalty_dominates", "training", "in every penalised layer the gradient of the penalties is more than 10 times that of the loss, or has brought the weights below a hundredth of their first norm",
+        "penalty_dominates", "training", "in every penalised layer the gradient of the penalties is more than 10 times that of the loss, or has brought the weights below a hundredth of their first norm; or a constraint has, in any layer that it holds",
         "regtrain: the penalty ledger", ("dead_units", "vanishing_gradient", "no_gradient", "no_change", "plateau", "underfitting"),
     ),
     Symptom("penalty_invisible", "training", "in every layer and at every step the gradient of the penalties is below a thousandth of the loss's", "regtrain: the penalty ledger", ("overfitting",)),
@@ -97,18 +94,27 @@ SYMPTOMS: tuple[Symptom, ...] = (
     Symptom("penalty_wasted", "training", "a penalty acts on weights whose scale a batch normalization takes away: it changes the step size, not the function", "van Laarhoven 2017", needs="off"),
     Symptom(
         "rate_too_high", "training",
-        "an update is as long as all weights and the loss stays at a constant's, or the loss is twice that of knowing nothing, or it grew so before it ceased to be finite; `full`: lr·sharpness is twice its bound",
-        "LeCun et al. 1998; Cohen et al. 2021", ("non_finite", "exploding_gradient", "dead_units", "no_gradient", "oscillating", "plateau", "underfitting"),
+        "the loss of a window (median of its eighths) is twice that of knowing nothing and twice its first; or above a constant's after it had been half of that; or, behind 128 updates that are longer than the weights together, above 1.2 times it; or an update is as long as all weights while the loss is a constant's; or the loss doubled before it ceased to be finite; `full`: lr·sharpness is twice its bound",
+        "LeCun et al. 1998; Cohen et al. 2021", ("saturated", "exploding_gradient", "non_finite", "dead_units", "vanishing_gradient", "no_gradient", "oscillating", "plateau", "underfitting"),
     ),
     Symptom(
-        "rate_too_low", "training", "all updates of the budget together are shorter than a twentieth of the weights, the loss is within a tenth of its first and the gradient above half of its own", "Bottou 2012",
-        ("plateau", "underfitting"),
+        "saturated", "initialisation", "more than half of a layer's activations lie where |φ′| is below 1 % of its maximum; once it trains, more than nine tenths", "Glorot & Bengio 2010",
+        ("vanishing_signal", "vanishing_gradient", "no_gradient", "plateau", "underfitting"), needs="full",
     ),
     Symptom(
-        "exploding_gradient", "training", "the gradient's norm rises to more than 100 times its median in the window before, and the loss to more than 10 times its own and above a constant's",
+        "vanishing_signal", "initialisation", "ln ‖δ_l‖² falls by more than 6 from the last hidden layer to the first, in itself and at the near end of the 95 % interval of its fitted slope",
+        "Poole et al. 2016; Schoenholz et al. 2017", ("vanishing_gradient", "no_change", "rate_too_low", "plateau", "underfitting"),
+    ),
+    Symptom(
+        "exploding_gradient", "training", "the gradient's norm rises to more than 100 times its median in the window before and more than 10 times the largest so far, and the loss to more than 10 times its own and above a constant's",
         "Pascanu et al. 2013", ("non_finite", "dead_units", "no_gradient", "clip_always", "oscillating", "plateau", "underfitting"), needs="light",
     ),
     Symptom("non_finite", "training", "a loss or an entry of a gradient is NaN or infinite", "IEEE 754", needs="off"),
+    Symptom("clip_always", "training", "the clip cuts 99 % of all steps: their length is the clip's, not the gradient's", "Pascanu et al. 2013", ("rate_too_low", "no_change", "plateau", "underfitting"), needs="light"),
+    Symptom(
+        "rate_too_low", "training", "all updates of the budget together are shorter than a twentieth of the weights, the loss is within a tenth of what it was in the first 32 updates and the gradient above half of its own", "Bottou 2012",
+        ("plateau", "underfitting"),
+    ),
     Symptom(
         "dead_units", "training", "more than half of a layer's units fire on fewer than 1 of 1000 rows: the least share of them with which those that are 0 on each of up to 2,995 distinct rows can be explained",
         "Lu et al. 2020, Dying ReLU and Initialization", ("vanishing_gradient", "no_gradient", "plateau", "underfitting"),
@@ -124,13 +130,15 @@ SYMPTOMS: tuple[Symptom, ...] = (
     Symptom(
         "no_change", "training", "a layer's gradient is above a tenth of its first one, and its updates are below the rounding of its weights", "IEEE 754", ("plateau", "underfitting"),
     ),
-    Symptom("clip_always", "training", "the clip cuts 99 % of all steps: their length is the clip's, not the gradient's", "Pascanu et al. 2013", ("plateau", "underfitting"), needs="light"),
     Symptom(
         "oscillating", "training", "in ten evaluations the validation loss (in full batches: in a window the training loss) goes up by more than e^2.5 altogether, turns at least six times, and stays above a tenth of a constant's",
         "Cohen et al. 2021", ("plateau", "underfitting"), needs="off",
     ),
     Symptom("plateau", "training", "behind half of the budget the loss is above nine tenths of a constant's and changes by less than 1 % within a window", "regtrain: the best constant", ("underfitting",), needs="off"),
-    Symptom("label_noise", "generalisation", "rows keep the loss of a contradiction while the others are learned: only the loss of single rows can show it", "Arpit et al. 2017", ("overfitting",), needs=None),
+    Symptom(
+        "label_noise", "generalisation", "at the end of the budget the training loss is below nine tenths of a constant's, and no evaluation has ever been below 0.95 of it: what is learned holds for the rows alone that it was learned from. Noise that leaves the labels half right is not seen by this",
+        "Arpit et al. 2017; Zhang et al. 2017", ("overfitting",), needs="off",
+    ),
     Symptom(
         "overfitting", "generalisation", "the validation loss has been above 1.2 times its best in each of the last three evaluations, and at least five after that best, while the training loss fell by a tenth; a note where the rise is below a tenth of a constant's loss",
         "Prechelt 1998, Early Stopping: But When?", needs="off",
@@ -145,4 +153,4 @@ assert tuple(BY_NAME) == get_args(SymptomName)
 
 def judged(preset: Diagnostics) -> list[SymptomName]:
     """What a job with this preset can be found to have; the others are not judged."""
-    return [symptom.name for symptom in SYMPTOMS if symptom.needs is not None and includes(preset, symptom.needs)]
+    return [symptom.name for symptom in SYMPTOMS if includes(preset, symptom.needs)]

@@ -1,5 +1,7 @@
 """From hand-made symptoms to roots, consequences and words."""
 
+from dataclasses import replace
+
 import pytest
 
 from regtrain.contract.diagnosis import SENTENCES, diagnose, sentence
@@ -25,7 +27,7 @@ def test_every_symptom_has_a_sentence() -> None:
     assert judged("off") == [name for name in judged("light") if BY_NAME[name].needs == "off"]
     assert "vanishing_signal" in judged("standard")
     assert "saturated" not in judged("standard")
-    assert set(BY_NAME) - set(judged("full")) == {"label_noise"}
+    assert judged("full") == list(BY_NAME)
 
 
 def test_nothing_noticed_is_healthy() -> None:
@@ -63,11 +65,25 @@ def test_a_note_with_something_grave_under_it_is_the_root() -> None:
     assert found.root == "unscaled_inputs"
 
 
+def test_what_was_there_before_training_is_not_brought_about_by_it() -> None:
+    """Saturated from the first, then a rate that is too high: two roots, the older first. Saturated on the way: a consequence."""
+    found = diagnose([noticed("saturated"), replace(noticed("rate_too_high", step=9, why="so"), done=32)], runs=1, preset="full")
+    assert [root.noticed.symptom for root in found.runs[0].roots] == ["saturated", "rate_too_high"]
+    assert found.root == "saturated"
+    later = [replace(noticed(name, step=9, why="so"), done=32) for name in ("saturated", "rate_too_high")]
+    assert [root.noticed.symptom for root in diagnose(later, runs=1, preset="full").runs[0].roots] == ["rate_too_high"]
+
+
+def test_a_clip_that_always_acts_is_the_cause_of_steps_that_are_too_short() -> None:
+    found = diagnose([replace(noticed("rate_too_low"), done=256), replace(noticed("clip_always", severity="note"), done=256)], runs=1, preset="standard")
+    assert found.root == "clip_always"
+
+
 def test_a_sweep_is_summarised() -> None:
     sick = [noticed("vanishing_signal", run=run, layer="layers.0", **CHI) for run in range(12)]
     found = diagnose([*sick, noticed("rate_too_high", run=20, why="so"), noticed("plateau", run=3)], runs=64, preset="standard")
     assert found.root == "vanishing_signal"
-    kind = found.symptoms[0]
+    kind = next(one for one in found.symptoms if one.symptom == "vanishing_signal")
     assert (kind.symptom, kind.runs, kind.root_of, kind.layers) == ("vanishing_signal", tuple(range(12)), 12, ("layers.0",))
     assert kind.sentence.startswith("In 12 of 64 runs, such as run 0: The gradient that reaches layers.0 is 1e-05 of that at layers.33: it falls by a factor of 0.5 a layer")
     assert [one.run for one in found.runs] == [*range(12), 20]

@@ -40,6 +40,7 @@ def flat(level: float) -> np.ndarray:
 
 
 FULL_LOSS = flat(2.2)
+HARD_ROWS = np.where((np.arange(STEPS)[:, None] < 10) | (np.arange(STEPS)[:, None] % 50 == 10), 5.0, 1e-3)
 SWINGS = np.where(np.arange(STEPS) % 2, 0.5, 2.0)[:, None]
 CASES: dict[str, tuple[str, Mapping[str, Any], dict[str, Any], str | None, int | None, float | None]] = {
     # name: symptom, values, facts, layer, step, value
@@ -49,6 +50,8 @@ CASES: dict[str, tuple[str, Mapping[str, Any], dict[str, Any], str | None, int |
     "labels as numbers": ("wrong_output", healthy(), {"unordered": 10}, "head", 0, 10.0),
     "first loss": ("poor_first_loss", times("loss/train", 4), {}, "head", 0, 4.0),
     "saturated from the first": ("saturated", healthy() | {"activation/saturated": np.tile([0.1, 0.8, 0.9, 0.9, 0.0], (STEPS, 1, 1))}, {}, "layers.1", 0, 0.8),
+    "all weights 0": ("equal_units", times("weight/norm", 0), {}, "layers.0", 0, 0.0),
+    "two layers of zeros": ("equal_units", times("weight/norm", zeroed([2, 3])), {}, "layers.2", 0, 0.0),
     "vanishing": ("vanishing_signal", times("signal/backward", falling(-7)), {}, "layers.0", 0, np.exp(-3.5)),
     "exploding": ("exploding_signal", times("signal/backward", falling(7)), {}, "layers.0", 0, np.exp(3.5)),
     "exploding in spite of normalization": ("exploding_signal", times("signal/backward", falling(25)), {"normalized": True}, "layers.0", 0, np.exp(12.5)),
@@ -60,8 +63,15 @@ CASES: dict[str, tuple[str, Mapping[str, Any], dict[str, Any], str | None, int |
         "rate_too_high", changed(loss_train=flat(2.303), update_ratio=np.where((np.arange(STEPS)[:, None, None] == 7) & (LAYERS == 2), 5.0, 0.01) * np.ones((STEPS, 1, 5))), {}, "layers.2", 7,
         np.sqrt((25 + 4 * 1e-4) / 5),
     ),
+    "learned and lost": ("rate_too_high", {"loss/train": np.where(np.arange(STEPS)[:, None] < 128, 0.5, 2.5)}, {}, None, 255, 2.5 / np.log(10)),
+    "a long way to nowhere": ("rate_too_high", changed(loss_train=flat(3.0)), {}, None, 255, 3 / np.log(10)),
+    "too sharp": ("rate_too_high", healthy() | {"curvature/sharpness": flat(100.0)}, {"stable": np.array([2.0])}, None, 32, 5.0),
     "vanishing while it trains": (
         "vanishing_gradient", changed(loss_train=FULL_LOSS, signal_backward=falling(-8) * np.ones((STEPS, 1, 5)), gradient_rms=falling(-8) * np.ones((STEPS, 1, 5))), {}, "layers.0", 1, np.exp(-4),
+    ),
+    "vanishing over time": (
+        "vanishing_gradient", changed(loss_train=FULL_LOSS) | {"signal/time": np.ones((STEPS, 1, 1)) * np.concatenate([np.ones(4), np.exp(-0.5 * np.arange(11)[::-1])])},
+        {"feedforward": False, "times": (("layers.0", 4), ("layers.1", 11))}, "layers.1", 32, np.exp(-5),
     ),
     "a jump": (
         "exploding_gradient", changed(loss_train=np.where(np.arange(STEPS)[:, None] == 200, 50.0, 1.0), gradient_total=np.where(np.arange(STEPS)[:, None] == 200, 1e3, 2.0)), {}, "layers.0", 200, 500.0,
@@ -74,6 +84,10 @@ CASES: dict[str, tuple[str, Mapping[str, Any], dict[str, Any], str | None, int |
     "penalties empty the net": (
         "penalty_dominates", changed(loss_train=FULL_LOSS, weight_norm=np.where(np.arange(STEPS)[:, None, None] < 1, 1.0, 0.001) * np.ones((STEPS, 1, 5))) | {"penalty_gradient/norm": 0 * healthy()["gradient/norm"]},
         {}, "layers.0", 1, 0.001,
+    ),
+    "a constraint empties a layer": (
+        "penalty_dominates", changed(loss_train=FULL_LOSS, weight_norm=np.where((np.arange(STEPS)[:, None, None] > 0) & (LAYERS == 2), 0.001, 1.0) * np.ones((STEPS, 1, 5))),
+        {"constrained": ("layers.1", "layers.2")}, "layers.2", 1, 0.001,
     ),
     "penalties unfelt": ("penalty_invisible", healthy() | {"penalty_gradient/norm": 1e-5 * healthy()["gradient/norm"]}, {}, None, STEPS, 1e-5),
     "penalties in balance": (
@@ -119,6 +133,9 @@ def test_a_healthy_run_has_none() -> None:
 
 NEAR: dict[str, tuple[str, Mapping[str, Any], dict[str, Any]]] = {
     "columns of one size": ("unscaled_inputs", healthy(), {"columns": Columns(("a", "b"), np.zeros(2), np.array([1.0, 90.0])), "input_rms": 20.0}),
+    "a head of zeros": ("equal_units", times("weight/norm", zeroed([4])), {}),
+    "residual blocks of zeros": ("equal_units", times("weight/norm", 0), {"residual": True}),
+    "He's first loss of two classes": ("poor_first_loss", times("loss/train", 4), {"first_bound": 1 + np.log(100) / np.log(2)}),
     "He's first loss": ("poor_first_loss", times("loss/train", 2.5), {}),
     "a shallow fall": ("vanishing_signal", times("signal/backward", falling(-5.9)), {}),
     "a fall on no line": ("vanishing_signal", times("signal/backward", [0.03, 3.0, 1.0, 1.0, 1.0]), {}),
@@ -132,6 +149,19 @@ NEAR: dict[str, tuple[str, Mapping[str, Any], dict[str, Any]]] = {
         healthy() | {"penalty_gradient/norm": healthy()["gradient/norm"], "penalty_gradient/cosine": np.full((STEPS, 1, 5), -0.99)},
         {},
     ),
+    "single rows of a learned problem": (
+        "exploding_gradient",
+        changed(loss_train=HARD_ROWS, gradient_total=2 * HARD_ROWS),
+        {},
+    ),
+    "one loud batch of what was learned": ("rate_too_high", changed(loss_train=np.where(np.arange(STEPS)[:, None] == 200, 50.0, 0.5)), {}),
+    "steps that are too short stay above a constant": ("rate_too_high", changed(loss_train=flat(3.0), update_ratio=np.full((STEPS, 1, 5), 1e-5)), {}),
+    "a net that needs no more than its last steps": (
+        "vanishing_gradient",
+        healthy() | {"signal/time": np.ones((STEPS, 1, 1)) * np.exp(-0.5 * np.arange(11)[::-1])},
+        {"feedforward": False, "times": (("layers.0", 11),)},
+    ),
+    "an edge of stability": ("rate_too_high", healthy() | {"curvature/sharpness": flat(30.0)}, {"stable": np.array([2.0])}),
     "a spike of one batch": ("exploding_gradient", times("gradient/total", np.where(np.arange(STEPS)[:, None] == 200, 500.0, 1.0)), {}),
     "noise of small batches": ("oscillating", changed(loss_train=SWINGS), {"batch": 1, "per_epoch": 640}),
     "a start from trained weights": ("poor_first_loss", times("loss/train", 4), {"fresh": False}),
@@ -159,6 +189,21 @@ def test_validation_tells_overfitting_and_swings() -> None:
     assert [one.symptom for one in seen(healthy(), after={"loss/val": (at, swinging)})] == ["oscillating"]
 
 
+def test_what_holds_for_no_other_row_is_label_noise() -> None:
+    """The training loss of `healthy` falls to a sixteenth of ln 10; the best constant has ln 10 on the held-out rows, too."""
+    at = np.arange(10, STEPS + 1, 10)
+    facts = {"held": np.array([np.log(10)])}
+
+    def told(lowest: float, **more: Any) -> list[str]:
+        return [one.symptom for one in seen(healthy(), after={"loss/val": (at, np.linspace(lowest, lowest + 0.2, len(at)))}, **facts | more)]
+
+    assert told(2.29) == ["label_noise"]
+    assert told(2.1) == [], "a tenth of the loss is something"
+    assert told(2.29, held=np.array([2.6])) == [], "these rows are harder for a constant, too"
+    assert told(2.29, steps=1000) == [], "the budget has not been used"
+    assert seen(healthy(), **facts) == [], "no row is held out"
+
+
 def test_a_rare_class_is_a_symptom_where_it_is_never_answered() -> None:
     at = np.arange(10, STEPS + 1, 10)
     facts = {"class_rows": (1000, 20), "majority": 0.98}
@@ -172,7 +217,7 @@ def test_a_rare_class_is_a_symptom_where_it_is_never_answered() -> None:
 def test_a_scaled_loss_gives_the_same_verdict(case: str, factor: float) -> None:
     """With lr, λ and clip scaled along: losses, gradients and penalties times the factor; weights, updates, ratios as they are."""
     _, values, facts, *_ = CASES[case]
-    moved = ("loss/train", "gradient/norm", "gradient/rms", "gradient/total", "signal/backward", "penalty_gradient/norm")
+    moved = ("loss/train", "curvature/sharpness", "signal/time", "gradient/norm", "gradient/rms", "gradient/total", "signal/backward", "penalty_gradient/norm")
     scaled = {name: value * factor if name in moved else value / factor if name == "learning_rate" else value for name, value in values.items()}
     losses = {name: known(**facts).__dict__[name] * factor for name in ("nothing", "constant")}
 

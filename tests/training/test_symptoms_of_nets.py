@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import training_jobs as jobs
 
+from regtrain.contract.diagnosis import diagnose
 from regtrain.contract.errors import Diverged, SpecRefused
 from regtrain.contract.events import Checkpointed, Event, Noticed, RunFinished
 from regtrain.contract.job import parse
@@ -73,6 +74,10 @@ HEALTHY: dict[str, dict[str, Any]] = {
     "label smoothing": digits(net(2, 64, "relu", "he_normal"), loss={"kind": "cross_entropy", "label_smoothing": 0.1}),
     "warm-up": digits(net(2, 64, "relu", "he_normal"), optimizer=jobs.sgd(0.05, 0.9, kind="constant", warmup_steps=150)),
     "batch size 1": digits(net(1, 32, "relu", "he_normal"), optimizer=jobs.sgd(0.003), batch_size=1, epochs=2, diagnostics="full"),
+    "batch size 1, three epochs": digits(
+        net(3, 32, "tanh", "xavier_normal"), dataset={"kind": "breast_cancer", "validation": 0.3, "split": "stratified", "standardize": True}, optimizer=jobs.sgd(0.01), batch_size=1, epochs=3
+    ),
+    "He, two classes": digits(net(3, 32, "relu", "he_normal"), dataset=BLOBS | {"centers": 2}, epochs=3),
     "converged": digits(net(2, 32, "tanh", "xavier_normal"), dataset=BLOBS, epochs=100, batch_size="all", optimizer=jobs.sgd(0.3, 0.9)),
     "95 % in the first epoch": digits(net(2, 64, "relu", "he_normal"), optimizer={"kind": "adam", "lr": 0.005}),
     "AdamW": digits(net(2, 64, "relu", "he_normal"), {"kind": "weight_decay", "lambda": 0.01}, optimizer={"kind": "adam", "lr": 0.002}),
@@ -89,6 +94,12 @@ def test_a_healthy_net_raises_no_alarm(case: str) -> None:
     assert grave(HEALTHY[case] | {"selection": {"seeds": 5}}) == []
 
 
+CHANCE = jobs.inline(INLINE.normal(size=(300, 20)), INLINE.integers(0, 2, 300).astype(float), validation=0.3)
+RARE = jobs.inline(INLINE.normal(size=(600, 5)), (np.arange(600) % 40 == 0).astype(float), validation=0.3, split="stratified")
+FEW_X = INLINE.normal(size=(160, 30))
+FEW = jobs.inline(FEW_X, np.where(INLINE.random(160) < 0.2, FEW_X[:, 0] < 0, FEW_X[:, 0] > 0).astype(float), validation=0.5)
+ORDER = {"kind": "temporal_order", "rows": 400, "length": 30, "validation": 0.25}
+RECURRENT = {"kind": "rnn", "hidden": [12], "init": {"kind": "orthogonal", "scale": 0.4}}
 FAULTS: dict[str, tuple[dict[str, Any], str, str | None]] = {
     "deep sigmoid": (digits(net(8, 32, "sigmoid", "torch"), epochs=2), "vanishing_signal", "layers.0"),
     "large deep init": (digits(net(12, 64, "relu", "he_normal", scale=2.0), epochs=1, optimizer=jobs.sgd(1e-6)), "exploding_signal", "layers.0"),
@@ -98,7 +109,14 @@ FAULTS: dict[str, tuple[dict[str, Any], str, str | None]] = {
     "lr 1e-7": (digits(net(2, 32, "relu", "torch"), optimizer=jobs.sgd(1e-7)), "rate_too_low", None),
     "saturated tanh": (digits(net(3, 32, "tanh", "xavier_normal", scale=20.0), epochs=2, diagnostics="full"), "saturated", "layers.0"),
     "λ of 10": (digits(net(2, 32, "relu", "he_normal"), {"kind": "l1", "lambda": 10.0}), "penalty_dominates", None),
-    "zeros": (digits(net(2, 32, "relu", "zeros")), "no_gradient", None),
+    "zeros": (digits(net(2, 32, "relu", "zeros")), "equal_units", "layers.0"),
+    "zeros of tanh": (digits(net(3, 32, "tanh", "zeros"), epochs=2), "no_gradient", "layers.2"),
+    "a layer held at 1e-4": (digits(net(3, 32, "tanh", "xavier_normal"), {"kind": "max_norm", "max": 1e-4, "on": ["layers.1"]}, epochs=3), "penalty_dominates", "layers.1"),
+    "Adam at 3, single rows": (digits(net(2, 32, "tanh", "xavier_normal"), optimizer={"kind": "adam", "lr": 3.0}, batch_size=1, epochs=1), "rate_too_high", None),
+    "labels drawn by chance": (digits(net(1, 64, "relu", "he_normal"), dataset=CHANCE, optimizer={"kind": "adam", "lr": 0.01}, epochs=60, batch_size=32), "label_noise", None),
+    "a class that is never answered": (digits(net(1, 8, "tanh", "xavier_normal"), dataset=RARE, epochs=8, batch_size=32), "class_imbalance", None),
+    "80 rows by heart": (digits(net(1, 64, "relu", "he_normal"), dataset=FEW, optimizer={"kind": "adam", "lr": 0.01}, epochs=60, batch_size=16), "overfitting", None),
+    "30 steps at a radius of 0.4": (digits(RECURRENT, dataset=ORDER, optimizer=jobs.sgd(0.1), epochs=6, batch_size=32), "vanishing_gradient", "layers.0"),
     "squared digits": (
         digits(net(1, 16, "relu", "he_normal"), dataset={"kind": "digits", "validation": 0.2}, loss="squared_error", optimizer=jobs.sgd(1e-3), epochs=2),
         "wrong_output",
@@ -113,6 +131,21 @@ def test_a_broken_net_has_its_symptom(case: str) -> None:
     found = [one for one in noticed(job | {"selection": {"seeds": 3}}) if one.symptom == symptom]
     assert sorted(one.run for one in found) == [0, 1, 2]
     assert layer is None or {one.layer for one in found} == {layer}
+
+
+ROOTS: dict[str, tuple[dict[str, Any], str]] = {
+    "a clip at 1e-6": (digits(net(2, 32, "relu", "torch"), clip={"kind": "global_norm", "max": 1e-6}, epochs=4), "clip_always"),
+    "Adam at 3": (digits(net(3, 16, "tanh", "xavier_normal"), dataset=BLOBS, optimizer={"kind": "adam", "lr": 3.0}, batch_size=32, epochs=12, diagnostics="full"), "rate_too_high"),
+    "12 layers, weights × 5": (digits(net(12, 32, "relu", "he_normal", scale=5.0), epochs=2), "exploding_signal"),
+    "a layer of zeros": (digits(net(3, 32, "relu", "he_normal"), {"kind": "box", "low": 0.0, "high": 0.0, "on": ["layers.2"]}, epochs=4, diagnostics="full"), "penalty_dominates"),
+    "all weights 0": (digits(net(3, 32, "relu", "zeros"), epochs=4, diagnostics="full"), "equal_units"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", ROOTS)
+def test_the_root_is_what_was_done_and_not_what_follows(case: str) -> None:
+    job, root = ROOTS[case]
+    assert diagnose(noticed(job | {"selection": {"seeds": 3}}), runs=3, preset=job.get("diagnostics", "standard")).root == root
 
 
 def test_a_whole_run_with_a_scaled_loss_has_the_same_symptoms() -> None:

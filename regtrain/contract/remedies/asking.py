@@ -91,8 +91,6 @@ def trial_of(of: Patient, facts: Facts, request: Request, *, before: Mapping[str
     """
     spec = of.spec if request.epochs is None else of.spec.model_copy(update={"budget": of.spec.budget.model_copy(update={"epochs": request.epochs})})
     check(spec, facts)
-    if of.symptom is not None and BY_NAME[of.symptom].needs is None:
-        raise SpecRefused([Problem("symptom", f"no series can show {of.symptom}, so no trial can show that it is gone", "name another symptom, or leave it out")])
     tried = remedies(spec, facts, of.symptom, evidence=of.evidence, before=before) if request.remedies is None else [Remedy(own.label, dict(own.set)) for own in request.remedies]
     tried = [remedy for remedy in tried if request.remedies is not None or comparable(spec, remedy)]
     if not tried:
@@ -127,7 +125,7 @@ def _with(spec: JobSpec, of: Patient, contestants: Sequence[Remedy], *, seeds: i
         "variants": tuple(Variant(label=one.label, set=one.set) for one in contestants),
         "selection": selection,
         "trial": Trial(of=of.job, symptom=of.symptom, control=CONTROL),
-        "diagnostics": max(spec.diagnostics, "standard", BY_NAME[of.symptom].needs or "off" if of.symptom else "off", key=ORDER.index),
+        "diagnostics": max(spec.diagnostics, "standard", BY_NAME[of.symptom].needs if of.symptom else "off", key=ORDER.index),
         "metadata": {**dict([pair for pair in spec.metadata.items() if pair[0] != METADATA][:63]), METADATA: of.job},
     }
     update["name"] = update["name"][:200]

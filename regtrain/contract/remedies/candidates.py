@@ -63,7 +63,7 @@ def _of(symptom: SymptomName | None, case: Case) -> Iterable[Remedy]:
         case "class_imbalance":
             return _each(case, fit.balanced, fit.wider, fit.longer)
         case "penalty_dominates" | "penalty_fights":
-            return _each(case, fit.penalties(0.1, 0.01, 0.001))
+            return _each(case, fit.penalties(0.1, 0.01, 0.001), fit.without_constraints)
         case "penalty_invisible":
             return _each(case, fit.penalties(10, 100, 1000))
         case "penalty_wasted":
@@ -76,7 +76,7 @@ def _of(symptom: SymptomName | None, case: Case) -> Iterable[Remedy]:
             return _each(case, steps.rates(0.1, 1 / 30), steps.clipped, signal.standardized, signal.theory, signal.smaller_weights)
         case "dead_units":
             return _each(case, steps.rates(0.1), signal.open_units, signal.normalizations, signal.theory, signal.standardized, steps.clipped)
-        case "no_gradient":
+        case "equal_units" | "no_gradient":
             return _each(case, signal.drawn_weights, signal.open_units, signal.theory, signal.normalizations, steps.rates(0.1), signal.standardized, fit.weaker_dropout)
         case "no_change":
             return _each(case, steps.moving, steps.rates(10, 1000), steps.epsilon, steps.adam, steps.step_penalties, steps.double)

@@ -6,7 +6,7 @@ from regtrain.contract.losses import Binary, CrossEntropy
 from regtrain.contract.models import Cnn, LinearModel, Mlp, Rnn
 from regtrain.contract.optimizers import Adam
 from regtrain.contract.ranges import concrete
-from regtrain.contract.regularizers import Dropout, EarlyStopping
+from regtrain.contract.regularizers import Box, Dropout, EarlyStopping, L2Ball, MaxNorm
 from regtrain.contract.remedies.remedy import Case, Direction, Maker, Remedy, added, times
 
 WIDEST = 4096
@@ -32,6 +32,13 @@ def without_penalties(case: Case) -> Iterator[Remedy]:
     if len(kept) < len(case.spec.regularizers):
         plain = [r.model_dump(mode="json", by_alias=True) for r in kept]
         yield Remedy("no penalties", {"regularizers": plain}, {"penalty_gradient/norm": "down"}, "in front of a normalization a penalty only changes the effective learning rate")
+
+
+def without_constraints(case: Case) -> Iterator[Remedy]:
+    free = [r for r in case.spec.regularizers if not isinstance(r, Box | L2Ball | MaxNorm)]
+    if len(free) < len(case.spec.regularizers):
+        plain = [r.model_dump(mode="json", by_alias=True) for r in free]
+        yield Remedy("no bounds on weights", {"regularizers": plain}, {"weight/norm": "up"}, "the constraint leaves nothing of what they begin with")
 
 
 def early(case: Case) -> Iterator[Remedy]:

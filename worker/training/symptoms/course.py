@@ -8,26 +8,18 @@ import numpy as np
 from worker.training.firing import ROWS
 from worker.training.symptoms.initialisation import REACH, falls
 from worker.training.symptoms.known import Known
-from worker.training.symptoms.window import Array, Finding, Past, Window, judged, moved, sure
+from worker.training.symptoms.penalties import penalty_dominates, penalty_fights
+from worker.training.symptoms.rates import WORSE, rate_too_high
+from worker.training.symptoms.slope import fall
+from worker.training.symptoms.window import LEARNING, Finding, Past, Window, judged, sure, unlearned
 
-WORSE = 2.0
-"""A loss of so many times that of knowing nothing, over half a window, is no noise and no start."""
-REPLACED = 1.0
-"""An update as long as the weights leaves nothing of them."""
-NEAR = 0.98
-"""Share of the best constant's loss above which nothing has been learned."""
-UNSTABLE = 2.0
-"""Times the bound of plain descent: sharpness hovers just above the bound in healthy full-batch training (Cohen et al. 2021)."""
 MOST_SATURATED = 0.9
 DYING, FIRING = 0.5, 1e-3
 """Share of dead units that is reported, the firing probability below which a unit is dead."""
 WEIGHT_FALL = 3.0
-JUMP, LOSS_JUMP = 100.0, 10.0
-LEARNING = 0.1
-"""Share of the best constant's loss below which a run has learned: exact zeros and tiny updates are then what a solved problem looks like."""
-DOMINANT, SHRUNK = 10.0, 0.01
-ALIKE, AGAINST, HELD = 2.0, -0.9, 0.5
-CUT = 0.99
+JUMP, NEVER, LOSS_JUMP = 100.0, 10.0, 10.0
+"""Times the median gradient of the window before, times the largest gradient so far, times the median loss of the window before. Single rows have gradients
+of all sizes once most of them are learned; none of them is far beyond those of the beginning."""
 SWING, TURNS = 2.5, 6
 STILL, HIGH = 0.01, 0.9
 
@@ -48,81 +40,6 @@ def non_finite(known: Known, window: Window, past: Past) -> Iterator[Finding]:
             layer = known.layers[int(layers[-1])] if len(layers) else None
             count = float(entries[row].sum()) if entries is not None else 1.0
             yield Finding("non_finite", int(place), layer, window.first + row, max(count, 1.0), 0.0, "critical", 1.0, {"loss": str(window.values["loss/train"][row, place])})
-
-
-def rate_too_high(known: Known, window: Window, past: Past) -> Iterator[Finding]:
-    """One of: the loss of half a window is above twice that of knowing nothing; an update was as long as all weights and the loss is a constant's; the loss
-    had grown to twice its first before it ceased to be finite; two probes in a row found lr·sharpness above twice its bound."""
-    if known.own_steps or not window.has("loss/train"):
-        return
-    yield from _blown_up(known, window, past)
-    if judged(known, window):
-        loss, ratio = window.median("loss/train"), window.median("loss/train") / known.nothing
-        worse = (ratio > WORSE) & (loss > WORSE * past.first_loss) if known.fresh else np.zeros(len(loss), bool)
-        for place in np.flatnonzero(worse):
-            value = float(ratio[place])
-            yield Finding(
-                "rate_too_high",
-                int(place),
-                None,
-                window.done - 1,
-                value,
-                WORSE,
-                "critical",
-                sure(value, WORSE),
-                {"why": "the loss is worse than that of outputs 0", "loss": float(loss[place])},
-            )
-        if window.has("update/ratio", "weight/norm"):
-            lengths = _length(window.values["weight/norm"])
-            steps = moved(window) * np.minimum(1.0, lengths / np.fmax(_length(past.first_weight), 1e-300))  # weights that a penalty takes to 0 are no measure
-            longest = steps.max(0)
-            for place in np.flatnonzero((longest >= REPLACED) & (loss > NEAR * known.constant) & ~worse & (known.constant > 0)):
-                value = float(longest[place])
-                layer = known.layers[int(window.values["update/ratio"][:, place].max(0).argmax())]
-                yield Finding("rate_too_high", int(place), layer, window.first + int(steps[:, place].argmax()), value, REPLACED, "critical", sure(value, REPLACED), {"why": "one update was as long as all weights together", "loss": float(loss[place])})  # fmt: skip
-    yield from _too_sharp(known, window, past)
-
-
-def _blown_up(known: Known, window: Window, past: Past) -> Iterator[Finding]:
-    for place in np.flatnonzero(window.counts > 0):
-        losses = window.values["loss/train"][: int(window.counts[place]), place]
-        if np.isfinite(losses[-1]) and (not window.has("gradient/total") or np.isfinite(window.values["gradient/total"][len(losses) - 1, place])):
-            continue
-        finite = losses[np.isfinite(losses)]
-        start = past.first_loss[place] if window.first > 0 else losses[0]
-        if len(finite) and window.first > 0 and np.isfinite(start) and finite.max() > WORSE * max(float(start), float(known.nothing[place])):
-            value = float(finite.max() / max(float(start), float(known.nothing[place])))
-            at = window.first + int(np.argmax(losses == finite.max()))
-            yield Finding(
-                "rate_too_high",
-                int(place),
-                None,
-                at,
-                value,
-                WORSE,
-                "critical",
-                sure(value, WORSE),
-                {"why": "the loss grew before it ceased to be finite", "loss": float(finite.max())},
-            )
-
-
-def _too_sharp(known: Known, window: Window, past: Past) -> Iterator[Finding]:
-    if known.stable is None or not window.has("curvature/sharpness", "learning_rate") or window.first == 0:
-        return
-    product = window.values["curvature/sharpness"][-1] * window.median("learning_rate") / known.stable
-    before = past.sharp > 0
-    for place in np.flatnonzero((product > UNSTABLE) & before):
-        value = float(product[place])
-        yield Finding(
-            "rate_too_high", int(place), None, window.done, value, UNSTABLE, "warning", sure(value, UNSTABLE), {"why": "lr times the sharpness is above the bound of stability"}
-        )
-
-
-def too_sharp(known: Known, window: Window) -> Array | None:
-    """Which runs the last probe of a window found too sharp.  (R,)"""
-    if known.stable is None or not window.has("curvature/sharpness", "learning_rate"):
-        return None
-    return (window.values["curvature/sharpness"][-1] * window.median("learning_rate") / known.stable > UNSTABLE).astype(np.float64)
 
 
 def saturated(known: Known, window: Window, past: Past) -> Iterator[Finding]:
@@ -154,7 +71,7 @@ def dead_units(known: Known, window: Window, past: Past) -> Iterator[Finding]:
     off = (1 - FIRING) ** rows
     silent = window.values["activation/silent"][-1]  # (R, L)
     dead = (silent - off) / (1 - off)
-    for place in np.flatnonzero((dead.max(1) > DYING) & _unlearned(known, window)):
+    for place in np.flatnonzero((dead.max(1) > DYING) & unlearned(known, window)):
         layer = int(dead[place].argmax())
         value = float(dead[place, layer])
         evidence = {"share": float(silent[place, layer]), "rows": float(rows), "bound_reached": float(1 - 0.05 ** (1 / rows))}
@@ -167,7 +84,7 @@ def vanishing_gradient(known: Known, window: Window, past: Past) -> Iterator[Fin
         return
     rms = window.median("gradient/rms")
     for place, found in falls(known, window.median("signal/backward")):
-        if not (found.fitted < 0 and found.beyond(REACH)) or not _unlearned(known, window)[place]:
+        if not (found.fitted < 0 and found.beyond(REACH)) or not unlearned(known, window)[place]:
             continue
         ratio = float(rms[place, 0] / rms[place, -2]) if rms[place, -2] > 0 else 1.0
         if ratio < exp(-WEIGHT_FALL):
@@ -175,8 +92,27 @@ def vanishing_gradient(known: Known, window: Window, past: Past) -> Iterator[Fin
             yield Finding("vanishing_gradient", place, known.layers[0], window.first, exp(found.fitted / 2), exp(-REACH / 2), "critical", found.confidence(REACH), {**evidence})
 
 
+def vanishing_over_time(known: Known, window: Window, past: Past) -> Iterator[Finding]:
+    """Recurrent nets: ln ‖δ_t‖² falls by more than 6 from a layer's last time step to its first, as seen and at the near end of the interval of its fitted
+    slope, behind half of the budget, while the loss is a constant's (Bengio et al. 1994). A net that learns needs no more than its last steps."""
+    if not (window.has("signal/time", "loss/train") and judged(known, window)) or window.done < known.steps / 2:
+        return
+    last, first = window.values["signal/time"][-1], 0  # (R, ΣT)
+    nothing = (window.median("loss/train") > HIGH * known.constant) & (known.constant > 0)
+    for layer, steps in known.times:
+        with np.errstate(divide="ignore"):
+            logs = 2 * np.log(last[:, first : first + steps])
+        first += steps
+        for place in np.flatnonzero(nothing & np.isfinite(logs[:, -1])):
+            found = fall(logs[place][np.isfinite(logs[place])])
+            if found is not None and found.fitted < 0 and found.beyond(REACH):
+                evidence = {"seen": exp(found.seen / 2), "time_steps": float(steps)}
+                yield Finding("vanishing_gradient", int(place), layer, window.first, exp(found.fitted / 2), exp(-REACH / 2), "critical", found.confidence(REACH), {**evidence})
+
+
 def exploding_gradient(known: Known, window: Window, past: Past) -> Iterator[Finding]:
-    """max ‖g‖ of a window above 100 times the median before, with a loss above 10 times its own and above the best constant's (Pascanu et al. 2013)."""
+    """max ‖g‖ of a window above 100 times the median before and 10 times the largest so far, with a loss above 10 times its own and above the best
+    constant's (Pascanu et al. 2013)."""
     if not window.has("gradient/total", "loss/train") or window.first == 0:
         return
     for place in np.flatnonzero(window.counts > 0):
@@ -187,7 +123,7 @@ def exploding_gradient(known: Known, window: Window, past: Past) -> Iterator[Fin
         if not (len(finite) and before > 0 and level > 0):
             continue
         value, worst = float(finite.max() / before), float(np.max(np.where(np.isfinite(losses), losses, np.inf)))
-        if value > JUMP and worst > LOSS_JUMP * level and worst > known.constant[place]:
+        if value > JUMP and finite.max() > NEVER * past.most_gradient[place] and worst > LOSS_JUMP * level and worst > known.constant[place]:
             layer = None
             if window.has("gradient/norm"):
                 layer = known.layers[int(np.nan_to_num(window.values["gradient/norm"][int(np.argmax(norms == finite.max())), place]).argmax())]
@@ -199,7 +135,7 @@ def no_gradient(known: Known, window: Window, past: Past) -> Iterator[Finding]:
     """‖g_l‖ = 0 at every step of a window. The layer is the last whose signal gradient is 0 too: behind a layer that lets nothing forward the weights' own is 0 as well."""
     if not (window.has("gradient/norm") and judged(known, window)) or len(known.layers) < 2:
         return
-    zero = (window.values["gradient/norm"] == 0).all(0) & _unlearned(known, window)[:, None]  # (R, L)
+    zero = (window.values["gradient/norm"] == 0).all(0) & unlearned(known, window)[:, None]  # (R, L)
     silent = (window.values["signal/backward"] == 0).all(0) if window.has("signal/backward") else zero
     for place in np.flatnonzero(zero.any(1)):
         layers = np.flatnonzero(zero[place] & silent[place])
@@ -216,67 +152,10 @@ def no_change(known: Known, window: Window, past: Past) -> Iterator[Finding]:
     still = (window.median("update/ratio") < known.rounding / 4) & (window.median("gradient/norm") > 0.1 * past.first_gradient) & (past.first_gradient > 0)
     if window.has("penalty_gradient/norm"):
         still &= window.median("penalty_gradient/norm") < 0.1 * window.median("gradient/norm")  # else the two may hold each other
-    for place in np.flatnonzero(still.any(1) & steady & _unlearned(known, window)):
+    for place in np.flatnonzero(still.any(1) & steady & unlearned(known, window)):
         layer = int(np.argmax(still[place]))
         value = float(window.median("update/ratio")[place, layer])
         yield Finding("no_change", int(place), known.layers[layer], window.first, value, known.rounding / 4, "critical", sure(value, known.rounding / 4) if value else 1.0, {"layers": float(still[place].sum()), "rate": float(rates[-1, place])})  # fmt: skip
-
-
-def penalty_dominates(known: Known, window: Window, past: Past) -> Iterator[Finding]:
-    """‖λ∇R‖ > 10 ‖∇L‖ in every penalised layer, or ‖w‖ < ‖w_0‖/100 there: λ has decided. A decay beside Adam is measured against Adam's steps, not the gradient."""
-    if not (window.has("penalty_gradient/norm", "gradient/norm", "weight/norm") and judged(known, window)) or known.decoupled:
-        return
-    penalties, losses = window.median("penalty_gradient/norm"), window.median("gradient/norm")
-    penalised = penalties > 0
-    ratio = np.where(losses > 0, penalties / np.fmax(losses, 1e-300), np.inf)
-    shrunk = (window.median("weight/norm") < SHRUNK * past.first_weight) & (past.first_weight > 0)
-    led = (np.where(penalised, ratio > DOMINANT, True).all(1) & penalised.any(1)) | (shrunk.any(1) & np.where(penalised, shrunk, True).all(1))
-    for place in np.flatnonzero(led & _unlearned(known, window)):
-        finite = ratio[place][penalised[place] & np.isfinite(ratio[place])]
-        layer = int(np.argmax(np.where(penalised[place], np.nan_to_num(ratio[place], posinf=1e300), -1.0)))
-        if shrunk[place].any() and not (penalised[place].any() and (ratio[place][penalised[place]] > DOMINANT).all()):
-            layer = int(np.argmax(shrunk[place]))
-            left = float(window.median("weight/norm")[place, layer] / past.first_weight[place, layer])
-            yield Finding(
-                "penalty_dominates", int(place), known.layers[layer], window.first, left, SHRUNK, "warning", sure(left, SHRUNK), {"why": "the weights are gone", "left": left}
-            )
-            continue
-        value = float(finite.min()) if len(finite) else 1e300
-        yield Finding(
-            "penalty_dominates",
-            int(place),
-            known.layers[layer],
-            window.first,
-            value,
-            DOMINANT,
-            "warning",
-            sure(value, DOMINANT),
-            {"why": "its gradient is many times that of the loss"},
-        )
-
-
-def penalty_fights(known: Known, window: Window, past: Past) -> Iterator[Finding]:
-    """cos(λ∇R, ∇L) < −0.9 and norms within a factor of 2 in every penalised layer: the balance at which regularized training ends, here far above what was to be learned."""
-    if not (window.has("penalty_gradient/norm", "penalty_gradient/cosine") and judged(known, window)) or known.decoupled:
-        return
-    penalties, losses, cosine = window.median("penalty_gradient/norm"), window.median("gradient/norm"), window.median("penalty_gradient/cosine")
-    penalised = penalties > 0
-    alike = (penalties < ALIKE * losses) & (losses < ALIKE * penalties) & (cosine < AGAINST)
-    held = window.median("loss/train") > HELD * known.constant
-    for place in np.flatnonzero(np.where(penalised, alike, True).all(1) & penalised.any(1) & held & (known.constant > 0)):
-        layer = int(np.argmin(np.where(penalised[place], cosine[place], 1.0)))
-        value = float(cosine[place, layer])
-        yield Finding(
-            "penalty_fights",
-            int(place),
-            known.layers[layer],
-            window.first,
-            value,
-            AGAINST,
-            "note",
-            sure(-value, -AGAINST),
-            {"share": float(window.median("loss/train")[place] / known.constant[place])},
-        )
 
 
 def oscillating(known: Known, window: Window, past: Past) -> Iterator[Finding]:
@@ -318,14 +197,6 @@ def plateau(known: Known, window: Window, past: Past) -> Iterator[Finding]:
         yield Finding("plateau", int(place), None, window.first, value, HIGH, "warning", sure(value, HIGH), {"loss": float(loss[place]), "constant": float(known.constant[place])})
 
 
-def _length(norms: Array) -> Array:
-    return np.sqrt((norms**2).sum(-1))
-
-
-def _unlearned(known: Known, window: Window) -> np.ndarray:
-    return (window.median("loss/train") > LEARNING * known.constant) & (known.constant > 0)
-
-
 CRITERIA = (
-    non_finite, rate_too_high, saturated, dead_units, vanishing_gradient, exploding_gradient, no_gradient, no_change, penalty_dominates, penalty_fights, oscillating, plateau,
+    non_finite, rate_too_high, saturated, dead_units, vanishing_gradient, vanishing_over_time, exploding_gradient, no_gradient, no_change, penalty_dominates, penalty_fights, oscillating, plateau,
 )  # fmt: skip

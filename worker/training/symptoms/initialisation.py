@@ -56,15 +56,26 @@ def penalty_wasted(known: Known, window: Window, past: Past) -> Iterator[Finding
             yield Finding("penalty_wasted", place, known.wasted, 0, 1.0, 0.0, "note", 1.0, {})
 
 
+def equal_units(known: Known, window: Window, past: Past) -> Iterator[Finding]:
+    """‖W_l‖ = ‖W_{l+1}‖ = 0 of a hidden layer l: nothing tells its units apart. Residual blocks of zeros are the identity, and a head of zeros alone is harmless."""
+    if not (window.has("weight/norm") and known.fresh) or known.residual:
+        return
+    zero = window.values["weight/norm"][0] == 0  # (R, L)
+    alike = zero[:, :-1] & zero[:, 1:]
+    for place in np.flatnonzero(alike.any(1)):
+        layers = float(alike[place].sum())
+        yield Finding("equal_units", int(place), known.layers[int(np.argmax(alike[place]))], 0, 0.0, 0.0, "critical", 1.0, {"layers": layers})
+
+
 def poor_first_loss(known: Known, window: Window, past: Past) -> Iterator[Finding]:
-    """L_0 > 3·ln C; squared losses: L_0 > 10·mean y²."""
+    """L_0 − ln C > ln 100, so that the right class gets less than a hundredth of 1/C on geometric average; squared losses: L_0 > 10·mean y²."""
     if not known.fresh:
         return
     ratio = window.values["loss/train"][0] / known.nothing
     for place in np.flatnonzero(ratio > known.first_bound):
-        value = float(ratio[place])
+        value, bound = float(ratio[place]), known.first_bound
         evidence = {"loss": float(window.values["loss/train"][0, place]), "nothing": float(known.nothing[place])}
-        yield Finding("poor_first_loss", int(place), known.layers[-1], 0, value, known.first_bound, "warning", sure(value, known.first_bound), {**evidence})
+        yield Finding("poor_first_loss", int(place), known.layers[-1], 0, value, bound, "warning", sure(value, bound), {**evidence})
 
 
 def saturated(known: Known, window: Window, past: Past) -> Iterator[Finding]:
@@ -122,4 +133,4 @@ def _reporting(window: Window) -> list[int]:
     return np.flatnonzero(window.counts > 0).tolist()
 
 
-CRITERIA = (unscaled_inputs, wrong_output, poor_first_loss, saturated, vanishing_signal, exploding_signal, penalty_wasted)
+CRITERIA = (unscaled_inputs, wrong_output, equal_units, poor_first_loss, saturated, vanishing_signal, exploding_signal, penalty_wasted)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from regtrain.contract.base import is_object
 from regtrain.contract.job import JobSpec
 from regtrain.contract.losses import Binary, CrossEntropy, HalfSquaredError, SquaredError
-from regtrain.contract.models import BatchNorm, Cnn, Layer
+from regtrain.contract.models import BatchNorm, Cnn, Layer, times
 from regtrain.contract.optimizers import Adam, Constant, Sgd
 from regtrain.contract.ranges import concrete
 from regtrain.contract.regularizers import L1, L2, Box, EarlyStopping, ElasticNet, L2Ball, MaxNorm, NonNegative, UnitNorm, WeightDecay
@@ -20,6 +20,8 @@ from worker.training.evaluate import Part
 from worker.training.prepare import Job
 
 Array = NDArray[np.float64]
+FAR_OFF = log(100)
+"""Nats that a first loss may be above ln C: 3·ln C of ten classes. He's outputs have a deviation of √2 and, in narrow nets, of several times that."""
 ROWS = 4096
 """Training rows of which columns are looked at."""
 
@@ -53,7 +55,12 @@ class Known:
     steps: int
     first_bound: float = 3.0
     """How many times `nothing` a first loss may be."""
+    held: Array | None = None
+    """Loss of the best constant of the training rows on the validation rows; None without those.  (R,)"""
     feedforward: bool = True
+    residual: bool = False
+    times: tuple[tuple[str, int], ...] = ()
+    """Recurrent layers and their time steps, as `signal/time` lists them."""
     normalized: bool = False
     fresh: bool = True
     """The weights are initial ones, not those of a warm start."""
@@ -72,6 +79,8 @@ class Known:
     """Weight decay beside Adam, whose strength is no matter of the gradient's."""
     pinned: bool = False
     """Constraints or proximal steps may hold weights still."""
+    constrained: tuple[str, ...] = ()
+    """Layers whose weights a constraint holds within bounds."""
     restores: bool = False
     """Early stopping gives back the best weights."""
     stable: Array | None = None
@@ -87,6 +96,7 @@ def known_of(job: Job, pack: int, members: list[int], runs: list[Run], *, fresh:
     by_index = {run.index: run.spec for run in runs}
     specs = [by_index.get(index, spec) for index in members]
     losses = np.array([_losses(one, job.train) for one in specs])
+    held = np.array([_constant_on(one, job.train, job.val) for one in specs]) if len(job.val) else None
     hidden = len(shape) > 1
     unscaled = job.rows.facts.image is None and job.rows.facts.sequence is None and not isinstance(spec.model, Cnn) and not spec.dataset.standardize
     columns = _columns(job) if unscaled else None
@@ -94,14 +104,15 @@ def known_of(job: Job, pack: int, members: list[int], runs: list[Run], *, fresh:
     squared = isinstance(spec.loss, SquaredError | HalfSquaredError)
     return Known(
         pack=pack, runs=tuple(members), layers=tuple(layer.name for layer in shape), sizes=tuple(prod(layer.signal) for layer in shape),
-        nothing=losses[:, 0], constant=losses[:, 1], rows=len(job.train), batch=job.batch, per_epoch=job.per_epoch, steps=job.steps, first_bound=10.0 if squared else 3.0,
+        nothing=losses[:, 0], constant=losses[:, 1], rows=len(job.train), batch=job.batch, per_epoch=job.per_epoch, steps=job.steps, first_bound=10.0 if squared else 1 + FAR_OFF / log(max(classes, 2)),
+        held=held, residual=any(layer.residual for layer in shape), times=tuple(times(shape).items()),
         feedforward=all(layer.recurrence is None for layer in shape), normalized=any(layer.normalization is not None for layer in shape), fresh=fresh,
         columns=columns, input_rms=float(np.sqrt(np.mean(columns.mean**2 + columns.deviation**2))) if columns is not None and hidden and len(columns.mean) else None,
         unordered=classes if squared and job.rows.facts.target == "class" and classes > 2 else 0,
         class_rows=_class_rows(spec, job), majority=_majority(spec, job.val),
         wasted=_wasted(spec, shape), decoupled=isinstance(spec.optimizer, Adam) and any(isinstance(r, WeightDecay) for r in spec.regularizers),
         pinned=any(isinstance(r, NonNegative | Box | L2Ball | MaxNorm | UnitNorm | L1 | ElasticNet) for r in spec.regularizers),
-        restores=any(isinstance(r, EarlyStopping) and r.restore for r in spec.regularizers), stable=_stable(specs), own_steps=not isinstance(spec.optimizer, Sgd | Adam),
+        constrained=_constrained(spec, shape), restores=any(isinstance(r, EarlyStopping) and r.restore for r in spec.regularizers), stable=_stable(specs), own_steps=not isinstance(spec.optimizer, Sgd | Adam),
         rounding=float(np.finfo(np.float64 if spec.dtype == "float64" else np.float32).eps),
     )  # fmt: skip
 
@@ -123,14 +134,28 @@ def _losses(spec: JobSpec, train: Part) -> tuple[float, float]:
             assert_never(spec.loss)
 
 
+def _constant_on(spec: JobSpec, train: Part, val: Part) -> float:
+    """What the best constant of the training rows has as its loss on the validation rows: −Σ q ln p, or the mean square around the training mean."""
+    match spec.loss:
+        case CrossEntropy() | Binary():
+            smoothing = concrete(spec.loss.label_smoothing) if isinstance(spec.loss, CrossEntropy) else 0.0
+            p, q = ((1 - smoothing) * shares + smoothing / len(shares) for shares in (_shares(spec, train), _shares(spec, val, classes=len(_shares(spec, train)))))
+            return float(-(q[q > 0] * np.log(np.fmax(p[q > 0], 1e-12))).sum())
+        case SquaredError() | HalfSquaredError():
+            half = 0.5 if isinstance(spec.loss, HalfSquaredError) else 1.0
+            return half * float((val.y.double() - train.y.double().mean(0)).square().mean())
+        case _:
+            assert_never(spec.loss)
+
+
 def _labels(spec: JobSpec, part: Part) -> NDArray[np.int64]:
     return ((part.y > 0).long() if isinstance(spec.loss, Binary) else part.y).cpu().numpy()
 
 
-def _shares(spec: JobSpec, train: Part) -> Array:
-    """What each class weighs among the training rows."""
+def _shares(spec: JobSpec, part: Part, *, classes: int = 2) -> Array:
+    """What each class weighs among the rows of a part."""
     assert isinstance(spec.loss, CrossEntropy | Binary)
-    rows = np.bincount(_labels(spec, train), minlength=2).astype(np.float64)
+    rows = np.bincount(_labels(spec, part), minlength=classes).astype(np.float64)
     weights = spec.loss.class_weights
     weighed = (rows > 0).astype(np.float64) if weights == "balanced" else rows if weights is None else rows * np.resize(np.array(weights, np.float64), len(rows))
     return weighed / max(weighed.sum(), 1e-300)
@@ -164,6 +189,11 @@ def _wasted(spec: JobSpec, shape: list[Layer]) -> str | None:
     invariant = [layer.name for layer in shape if isinstance(layer.normalization, BatchNorm)]
     on = [r.on for r in spec.regularizers if isinstance(r, L1 | L2 | ElasticNet)]  # weight decay is how such nets hold their step size
     return next((name for name in invariant if any(one in ("weights", "all") or (isinstance(one, tuple) and name in one) for one in on)), None)
+
+
+def _constrained(spec: JobSpec, shape: list[Layer]) -> tuple[str, ...]:
+    on = [r.on for r in spec.regularizers if isinstance(r, NonNegative | Box | L2Ball | MaxNorm | UnitNorm)]
+    return tuple(layer.name for layer in shape if any(one in ("weights", "all") or (isinstance(one, tuple) and layer.name in one) for one in on))
 
 
 def _stable(specs: list[JobSpec]) -> Array | None:

@@ -5,14 +5,16 @@ from collections.abc import Iterator
 import numpy as np
 
 from worker.training.symptoms.known import Known
-from worker.training.symptoms.window import Finding, Past, Window, sure
+from worker.training.symptoms.penalties import penalty_invisible
+from worker.training.symptoms.rates import rate_too_low
+from worker.training.symptoms.window import Finding, Past, Window, ended, sure
 
 RISEN, LATEST, PATIENCE, FELL = 1.2, 3, 5, 0.9
+LEARNED, CARRIED = 0.9, 0.95
+"""Shares of a constant's loss: of the training rows below which something was learned, of held-out rows above which none of it was."""
 RARE, ALONE = 10.0, 5
-SHORT = 0.05
 MATTERS = 0.1
 """Share of the best constant's loss by which a rise has undone what was learned; less is often sureness that grows while the answers stay right: a note."""
-INVISIBLE = 1e-3
 CUT, STEPS = 0.99, 64
 UNDER = 0.95
 
@@ -41,6 +43,17 @@ def overfitting(known: Known, window: Window, past: Past) -> Iterator[Finding]:
             )
 
 
+def label_noise(known: Known, window: Window, past: Past) -> Iterator[Finding]:
+    """At the end of the budget: the training loss of the last window is below 0.9 of a constant's, and the best evaluation above 0.95 of the same constant's on
+    its rows: what was learned holds for no other row (Zhang et al. 2017, random labels)."""
+    if not (ended(known, window) and window.has("loss/train")) or known.held is None:
+        return
+    train, best = window.level("loss/train") / known.constant, past.best[:, 0] / known.held
+    for place in np.flatnonzero((train < LEARNED) & np.isfinite(best) & (best > CARRIED) & (known.constant > 0)):
+        value, seen = float(best[place]), {"loss": float(window.level("loss/train")[place]), "best": float(past.best[place, 0]), "constant": float(known.held[place])}
+        yield Finding("label_noise", int(place), None, window.done, value, CARRIED, "warning", sure(value, CARRIED), {**seen})
+
+
 def class_imbalance(known: Known, window: Window, past: Past) -> Iterator[Finding]:
     """n_max/n_min > 10, and the accuracy of the last five evaluations is exactly the share of the largest class: that it predicts, and nothing else."""
     rows = [n for n in known.class_rows if n]
@@ -54,36 +67,16 @@ def class_imbalance(known: Known, window: Window, past: Past) -> Iterator[Findin
 
 def clip_always(known: Known, window: Window, past: Past) -> Iterator[Finding]:
     """At the end of the budget: 99 % of 64 steps or more were cut (Pascanu et al. 2013)."""
-    if _ended(known, window):
+    if ended(known, window):
         cut, steps = past.clipped.T
         for place in np.flatnonzero((steps >= STEPS) & (cut >= CUT * steps)):
             value = float(cut[place] / steps[place])
             yield Finding("clip_always", int(place), None, window.done, value, CUT, "note", 1.0, {"steps": float(steps[place])})
 
 
-def rate_too_low(known: Known, window: Window, past: Past) -> Iterator[Finding]:
-    """At the end of the budget: Σ‖Δw‖/‖w‖ < 1/20, the loss is within a tenth of the first and the gradient within half: there was a way to go. A warm-up is over by then."""
-    if not (_ended(known, window) and window.has("update/ratio", "loss/train", "gradient/norm")) or known.own_steps or not known.fresh:
-        return
-    loss, first = window.late("loss/train"), past.first_loss
-    left = np.hypot.reduce(window.late("gradient/norm"), axis=1) > 0.5 * np.hypot.reduce(past.first_gradient, axis=1)
-    same = (np.abs(loss - first) < (1 - FELL) * first) & (loss > 0.5 * known.constant)
-    for place in np.flatnonzero((past.moved < SHORT) & (past.moved > 0) & same & left & (window.counts == window.length)):
-        value = float(past.moved[place])
-        yield Finding("rate_too_low", int(place), None, window.done, value, SHORT, "warning", sure(value, SHORT), {"first": float(first[place]), "loss": float(loss[place])})
-
-
-def penalty_invisible(known: Known, window: Window, past: Past) -> Iterator[Finding]:
-    """At the end of the budget: max over steps and layers of ‖λ∇R‖/‖∇L‖ below 1/1000. Decay beside Adam acts on Adam's steps, so it is not compared."""
-    if _ended(known, window) and window.has("penalty_gradient/norm") and not known.decoupled:
-        for place in np.flatnonzero((past.visible > 0) & (past.visible < INVISIBLE)):
-            value = float(past.visible[place])
-            yield Finding("penalty_invisible", int(place), None, window.done, value, INVISIBLE, "note", sure(value, INVISIBLE), {})
-
-
 def underfitting(known: Known, window: Window, past: Past) -> Iterator[Finding]:
     """At the end of the budget: L_train above 0.95 of the best constant's."""
-    if not (_ended(known, window) and window.has("loss/train")):
+    if not (ended(known, window) and window.has("loss/train")):
         return
     loss = window.late("loss/train")
     for place in np.flatnonzero((loss > UNDER * known.constant) & (known.constant > 0)):
@@ -93,8 +86,4 @@ def underfitting(known: Known, window: Window, past: Past) -> Iterator[Finding]:
         )
 
 
-def _ended(known: Known, window: Window) -> bool:
-    return window.last and window.done >= known.steps and window.first > 0
-
-
-CRITERIA = (overfitting, class_imbalance, clip_always, rate_too_low, penalty_invisible, underfitting)
+CRITERIA = (overfitting, label_noise, class_imbalance, clip_always, rate_too_low, penalty_invisible, underfitting)

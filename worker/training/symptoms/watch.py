@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from regtrain.contract.events import Noticed, Points
 from worker.training.symptoms import course, initialisation, outcome
 from worker.training.symptoms.known import Known
+from worker.training.symptoms.rates import too_sharp
 from worker.training.symptoms.window import AFTER, WATCHED, Finding, Past, Window, next_look
 
 LARGEST = float(np.finfo(np.float64).max)
@@ -76,7 +77,7 @@ class Watch:
             after = past.after(window)
             found = [finding for judge in self._criteria(window) for finding in judge(self.known, window, past)]
             found += [finding for judge in outcome.CRITERIA for finding in judge(self.known, window, after)]
-            sharp = course.too_sharp(self.known, window)
+            sharp = too_sharp(self.known, window)
         self.past = after if sharp is None else replace(after, sharp=sharp)
         self.done = done
         for finding in found:

@@ -14,10 +14,15 @@ FIRST = (1, 32, 128)
 """Updates after which a window ends, and from then on every EVERY: what is wrong at once is seen early, and later looking costs little."""
 WATCHED = (
     "loss/train", "gradient/total", "gradient/norm", "gradient/rms", "gradient/nonfinite", "gradient/clipped", "signal/backward", "weight/norm", "update/ratio",
-    "penalty_gradient/norm", "penalty_gradient/cosine", "learning_rate", "activation/saturated",
+    "penalty_gradient/norm", "penalty_gradient/cosine", "learning_rate", "activation/saturated", "signal/time",
 )  # fmt: skip
 AFTER = ("loss/val", "accuracy/val", "curvature/sharpness", "activation/silent")
 """Series whose point t follows t updates."""
+LEARNING, HELD = 0.1, 0.5
+"""Shares of the best constant's loss: below the first a run has learned, and exact zeros and tiny updates are what a solved problem looks like; below the
+second it has learned something."""
+PIECES = 8
+"""Of a window, whose means a median is taken over."""
 THIN = 64
 """Steps of a window that a median is taken over: every fourth of 256."""
 KEPT = 10
@@ -54,6 +59,14 @@ class Window:
             self._medians[name] = np.median(values[:: max(1, len(values) // THIN)], axis=0)
         return self._medians[name]
 
+    def level(self, name: str) -> Array:
+        """The median of the means of the window's eighths: what single steps, and single rows of small batches, do not move.  (R,)"""
+        key = f"level {name}"
+        if key not in self._medians:
+            pieces = [piece.mean(0) for piece in np.array_split(self.values[name], PIECES) if len(piece)]
+            self._medians[key] = np.median(pieces, axis=0)
+        return self._medians[key]
+
     def late(self, name: str) -> Array:
         """Median over the last quarter.  (R,) or (R, L)"""
         values = self.values[name]
@@ -71,9 +84,17 @@ class Past:
     first_loss: Array
     first_gradient: Array
     first_weight: Array
+    early_loss: Array
+    """Median of updates 2 to 32."""
+    early_gradient: Array
+    """The same of the norm over all layers."""
     before_loss: Array
     """Median of the window before."""
     before_gradient: Array
+    lowest: Array
+    """The lowest loss of a window behind the first 32 updates so far, by the medians of its eighths' means."""
+    most_gradient: Array
+    """The largest norm of a finite gradient so far."""
     moved: Array
     """Σ‖Δw‖/‖w‖ over all layers together and all updates so far."""
     visible: Array
@@ -93,9 +114,12 @@ class Past:
         def unknown(*more: int) -> Array:
             return np.full((runs, *more), np.nan)
 
-        zero = np.zeros
-        best = np.column_stack([np.full(runs, np.inf), zero(runs), unknown()])
-        return Past(unknown(), unknown(layers), unknown(layers), unknown(), unknown(), zero(runs), zero(runs), zero((runs, 2)), zero(runs), unknown(KEPT), unknown(KEPT), best)
+        best = np.column_stack([np.full(runs, np.inf), np.zeros(runs), unknown()])
+        return Past(
+            first_loss=unknown(), first_gradient=unknown(layers), first_weight=unknown(layers), early_loss=unknown(), early_gradient=unknown(), before_loss=unknown(),
+            before_gradient=unknown(), lowest=unknown(), most_gradient=unknown(), moved=np.zeros(runs), visible=np.zeros(runs), clipped=np.zeros((runs, 2)),
+            sharp=np.zeros(runs), evaluated=unknown(KEPT), accuracy=unknown(KEPT), best=best,
+        )  # fmt: skip
 
     def with_evaluations(self, window: Window) -> "Past":
         """The evaluations of a window are known as it is judged."""
@@ -117,10 +141,18 @@ class Past:
             if window.first == 0:
                 changes["first_loss"] = window.values["loss/train"][0]
             changes["before_loss"] = window.median("loss/train")
+            if window.first >= FIRST[1]:
+                changes["lowest"] = np.fmin(self.lowest, window.level("loss/train"))
+            if window.first == 1 and not window.last:
+                changes["early_loss"] = window.median("loss/train")
         if window.has("gradient/norm"):
             if window.first == 0:
                 changes["first_gradient"] = window.values["gradient/norm"][0]
             changes["before_gradient"] = window.median("gradient/total")
+            norms = window.values["gradient/total"]
+            changes["most_gradient"] = np.fmax(self.most_gradient, np.where(np.isfinite(norms), norms, 0.0).max(0))
+            if window.first == 1 and not window.last:
+                changes["early_gradient"] = np.hypot.reduce(window.median("gradient/norm"), axis=1)
         if window.has("weight/norm") and window.first == 0:
             changes["first_weight"] = window.values["weight/norm"][0]
         if window.has("update/ratio"):
@@ -172,3 +204,13 @@ def sure(value: float, bound: float) -> float:
 def judged(known: Known, window: Window) -> bool:
     """Whether enough steps are there to say something of a course."""
     return window.first > 0 and window.length >= 16 and len(known.runs) > 0
+
+
+def unlearned(known: Known, window: Window) -> NDArray[np.bool_]:
+    """Which runs have not yet learned.  (R,)"""
+    return (window.median("loss/train") > LEARNING * known.constant) & (known.constant > 0)
+
+
+def ended(known: Known, window: Window) -> bool:
+    """Whether the budget is used up."""
+    return window.last and window.done >= known.steps and window.first > 0

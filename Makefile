@@ -43,7 +43,7 @@ docs: setup ## write docs/reference.md from the catalogue
 	$(BIN)/python docs/reference.py
 
 bench: setup ## all benchmarks that need no GPU; each writes to benchmarks/results/
-	@for name in one_job runs recurrent diagnostics selection path series submit; do \
+	@for name in one_job runs recurrent diagnostics selection folds path series submit; do \
 		echo "== $$name"; OMP_NUM_THREADS=1 PYTHONPATH=. $(BIN)/python benchmarks/$$name.py || exit 1; done
 
 bench-gpu: PYTHON_HERE = $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))

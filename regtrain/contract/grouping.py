@@ -9,6 +9,7 @@ from regtrain.contract.datasets import Facts, Mnist, counts, parts_of
 from regtrain.contract.errors import Problem, Warned
 from regtrain.contract.groups import Numbers, group_folds
 from regtrain.contract.job import JobSpec
+from regtrain.contract.selection import Selection
 
 NAME_THEM = "name them: dataset.groups of inline rows, groups=COLUMN at the upload of a CSV, an array groups in an NPZ"
 
@@ -23,6 +24,25 @@ def fewest(spec: JobSpec, facts: Facts) -> int:
     if not spec.selection.grouped or sizes is None or len(sizes) < count:
         return train - ceil(train / count)
     return int(sizes.sum()) - max(int(sizes[fold].sum()) for fold in group_folds(sizes, spec.selection, seed=spec.seed))
+
+
+def held_out(spec: JobSpec, facts: Facts) -> dict[int | None, list[int]]:
+    """Outer fold, None for the job itself → how many rows each fold of each repetition leaves out. Empty without folds."""
+    selection, train, sizes = spec.selection, counts(spec.dataset, facts, seed=spec.seed).train, training_sizes(spec, facts)
+    if selection.folds is None:
+        return {}
+    outer = selection.model_copy(update={"folds": selection.outer, "repeats": 1}) if selection.outer else None
+    if not selection.grouped or sizes is None:
+        rest: dict[int | None, int] = {None: train, **{n: train - held for n, held in enumerate(_even(train, outer) if outer else [])}}
+        return {n: _even(rows, selection) for n, rows in rest.items()}
+    left = {None: sizes, **{n: np.delete(sizes, fold) for n, fold in enumerate(group_folds(sizes, outer, seed=spec.seed) if outer else [])}}
+    return {n: [int(of[fold].sum()) for fold in group_folds(of, selection, seed=spec.seed)] for n, of in left.items()}
+
+
+def _even(rows: int, selection: Selection) -> list[int]:
+    """Rows of each fold where they are dealt out one by one or cut evenly, class by class or not: the first ones have one more where they do not come out even."""
+    count = selection.folds or 1
+    return [rows // count + (fold < rows % count) for fold in range(count)] * selection.repeats
 
 
 def smallest_outer(spec: JobSpec, facts: Facts) -> int:

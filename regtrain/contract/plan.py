@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 from regtrain.contract.checks import shape_of
 from regtrain.contract.datasets import Counts, Facts, counts
+from regtrain.contract.grouping import held_out
 from regtrain.contract.job import JobSpec, batch_size, resolved, steps, steps_per_epoch
 from regtrain.contract.models import Layer, parameters
-from regtrain.contract.runs import PACK_BYTES, bytes_of_run, expand, packs, provisional, vectors_of
+from regtrain.contract.runs import PACK_BYTES, FoldRows, Run, bytes_of_run, expand, packs, provisional, vectors_of
 from regtrain.contract.theory import Signal, signal
 from regtrain.contract.variants import specs_of
 
@@ -52,7 +53,7 @@ class Plan:
     pack_bytes: dict[str, int]
     """Device kind → memory of its largest pack."""
     rows_bytes: int
-    """Memory of all rows on the device."""
+    """Memory of all rows on the device, once: folds that share a pack have them once each."""
     signal: Signal
     """What mean-field theory predicts for the first run before its first update."""
     variants: list[VariantPlan]
@@ -61,7 +62,8 @@ class Plan:
 def plan(spec: JobSpec, facts: Facts) -> Plan:
     """The plan of a spec that `check` has accepted."""
     shape, sizes, item, runs = shape_of(spec, facts), counts(spec.dataset, facts, seed=spec.seed), ITEM_BYTES[spec.dtype], expand(spec)
-    members = {device: packs(runs, spec, bytes_of=lambda variant: run_bytes(variant, facts), device=device) for device in DEVICES}
+    folds = _fold_rows(spec, facts)
+    members = {device: members_of(runs, spec, facts, device=device) for device in DEVICES}
     each, first = {label: run_bytes(variant, facts) for label, variant in specs_of(spec)}, provisional(runs[0].spec)
     return Plan(
         runs=len(runs),
@@ -72,11 +74,29 @@ def plan(spec: JobSpec, facts: Facts) -> Plan:
         steps=steps(spec, sizes),
         steps_per_epoch=steps_per_epoch(spec, sizes),
         run_bytes=max(each.values()),
-        pack_bytes={device: max(len(pack) * each.get(runs[pack[0]].variant, max(each.values())) for pack in of) for device, of in members.items()},
+        pack_bytes={device: max(_pack_bytes([runs[index] for index in pack], each, folds) for pack in of) for device, of in members.items()},
         rows_bytes=item * facts.rows * (facts.features + facts.outputs),
         signal=signal(first, facts, shape_of(first, facts)),
         variants=[_variant(label, variant, facts) for label, variant in specs_of(spec) if label is not None],
     )
+
+
+def members_of(runs: list[Run], spec: JobSpec, facts: Facts, *, device: str) -> list[list[int]]:
+    """Indices of the runs of each pack, in the order of training. `runs`: all of the job, as the spec is expanded."""
+    return packs(runs, spec, bytes_of=lambda variant: run_bytes(variant, facts), device=device, folds=_fold_rows(spec, facts))
+
+
+def _fold_rows(spec: JobSpec, facts: Facts) -> FoldRows | None:
+    """None without folds."""
+    sizes, row = counts(spec.dataset, facts, seed=spec.seed), ITEM_BYTES[spec.dtype] * (facts.features + facts.outputs)
+    held = held_out(spec, facts)
+    return FoldRows(held, copy_bytes=row * (sizes.train + sizes.test), batch_bytes=lambda variant: row * batch_size(variant, sizes)) if held else None
+
+
+def _pack_bytes(runs: list[Run], each: dict[str | None, int], folds: FoldRows | None) -> int:
+    """Memory of one pack. `each`: variant → memory of one run, of refits the largest."""
+    rows = folds.batch_bytes(runs[0].spec) if folds and len({run.fold for run in runs}) > 1 else 0
+    return len(runs) * (each.get(runs[0].variant, max(each.values())) + rows)
 
 
 def run_bytes(spec: JobSpec, facts: Facts) -> int:

@@ -1,6 +1,7 @@
 """From a spec to its runs: every variant, range, fold and seed becomes concrete. Pure, so plan, store and worker agree."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from math import ceil, prod, sqrt
@@ -22,6 +23,11 @@ PACK_BYTES = {"cpu": 2**24, "cuda": 2**33}
 """A pack holds as many runs as fit in this much memory: on a CPU its caches, since a pack that does not fit there is slower than its runs
 one by one. Static, so that the arithmetic of a run does not depend on what is free."""
 MOST_IN_A_PACK = 512
+JOINED_BYTES = {"cpu": 2**22, "cuda": 2**33}
+"""Folds share a pack as long as it is no larger than this. On a CPU less than any pack may be: what joining saves is the overhead of a step, and what it costs is a
+pack that leaves the nearer cache (docs/decisions/folds-share-a-pack.md)."""
+COPIES_BYTES = {"cpu": 2**26, "cuda": 2**30}
+"""And as long as their rows, which every fold scales by itself, take no more."""
 LEAST_ROUNDS = 5
 """A search asks at least so often, each time knowing more."""
 
@@ -51,6 +57,18 @@ class Run:
     def open(self) -> list[str]:
         """The paths whose values are still to be found."""
         return [path for path, r in ranges(self.spec) if not isinstance(r, Adapt)]
+
+
+@dataclass(frozen=True)
+class FoldRows:
+    """What joining folds in one pack depends on, beside the runs."""
+
+    held_out: Mapping[int | None, Sequence[int]]
+    """Outer fold → how many rows each fold leaves out. Folds that leave out the same number have the same batches, steps and epochs."""
+    copy_bytes: int
+    """Of all rows, scaled as one fold says."""
+    batch_bytes: Callable[[JobSpec], int]
+    """Of one batch of a variant: in a joined pack every run has rows of its own."""
 
 
 @dataclass(frozen=True)
@@ -152,23 +170,54 @@ def origin_of(place: int, count: int) -> int | None:
     return wave * ceil(sqrt(count)) - 1 if wave else None
 
 
-def packs(runs: list[Run], spec: JobSpec, *, bytes_of: Callable[[JobSpec], int], device: str) -> list[list[int]]:
-    """Indices of the runs that train together, in the order of training: they share their variant, their training rows and what they wait for, and fit into memory.
+def packs(runs: list[Run], spec: JobSpec, *, bytes_of: Callable[[JobSpec], int], device: str, folds: FoldRows | None = None) -> list[list[int]]:
+    """Indices of the runs that train together, in the order of training: they share their variant, how many rows they train on and what they wait for, and fit into
+    memory. Runs of one fold stand together.
 
-    `bytes_of`: a run of this spec needs so much memory; `device`: cpu or cuda.
+    `bytes_of`: a run of this spec needs so much memory; `device`: cpu or cuda; `folds`: their rows, without which each fold is a pack of its own.
     """
     order = {label: number for number, label in enumerate(dict.fromkeys(run.variant for run in runs))}
     most = {label: max(1, min(MOST_IN_A_PACK, PACK_BYTES[device] // bytes_of(concrete))) for label, concrete in specs_of(spec)}
     waits = {label: _waiting(concrete, most[label]) for label, concrete in specs_of(spec)}
+    leads = {} if folds is None else _leads(runs, spec, folds, waits, bytes_of=bytes_of, device=device)
     found: dict[tuple[int, ...], list[Run]] = {}
     for run in runs:
-        fold, wave, searches = -1 if run.fold is None else run.fold, 0, False
+        fold, wave, searches = -1 if run.fold is None else leads.get((run.variant, run.outer, run.fold), run.fold), 0, False
         if run.point is not None:
             wave, searches = waits[run.variant](run)
         trial = 0 if spec.trial is None else wave_of_trial(run.seed, spec.selection.seeds)
         found.setdefault((-1 if run.outer is None else run.outer, run.refit, trial, order[run.variant], *((wave, fold) if searches else (fold, wave))), []).append(run)
-    members = [(most[run_of[0].variant] if run_of[0].point is not None else 1, [run.index for run in run_of]) for _, run_of in sorted(found.items())]
+    members = [
+        (most[run_of[0].variant] if run_of[0].point is not None else 1, [run.index for run in sorted(run_of, key=lambda run: run.fold or 0)]) for _, run_of in sorted(found.items())
+    ]
     return [indices[first : first + size] for size, indices in members for first in range(0, len(indices), size)]
+
+
+def _leads(
+    runs: list[Run], spec: JobSpec, folds: FoldRows, waits: Mapping[str | None, Callable[[Run], tuple[int, bool]]], *, bytes_of: Callable[[JobSpec], int], device: str
+) -> dict[tuple[str | None, int | None, int], int]:
+    """Variant, outer fold and fold → the first of the folds with which it shares its packs: neighbours that leave out as many rows, as many as fit, evenly dealt."""
+    found: dict[tuple[str | None, int | None, int], int] = {}
+    for label, concrete in specs_of(spec):
+        together = Counter(waits[label](run)[0] for run in runs if run.point is not None and (run.variant, run.outer, run.fold) == (label, None, 0))
+        if not together or _apart(concrete):
+            continue
+        each = max(together.values())
+        bytes_of_fold = each * (bytes_of(concrete) + folds.batch_bytes(concrete))
+        width = max(1, min(JOINED_BYTES[device] // bytes_of_fold, MOST_IN_A_PACK // each, COPIES_BYTES[device] // folds.copy_bytes))
+        for outer, held_out in folds.held_out.items():
+            for size in dict.fromkeys(held_out):
+                alike = [fold for fold, rows in enumerate(held_out) if rows == size]
+                number = ceil(len(alike) / width)
+                for part in (alike[len(alike) * n // number : len(alike) * (n + 1) // number] for n in range(number)):
+                    found |= {(label, outer, fold): part[0] for fold in part}
+    return found
+
+
+def _apart(spec: JobSpec) -> bool:
+    """Whether the folds of a variant train one after the other, whatever they cost: a proposal may be left out after each, or a strength follows the rows of its fold."""
+    found = [r for _, r in ranges(spec)]
+    return any(isinstance(r, Adapt) for r in found) or (spec.selection.prune and any(isinstance(r, Suggest) for r in found))
 
 
 def _waiting(spec: JobSpec, most: int) -> Callable[[Run], tuple[int, bool]]:

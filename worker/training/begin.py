@@ -41,7 +41,7 @@ def begun(job: Job, runs: Sequence[Run]) -> tuple[Tensor, Tensor] | None:
     """Weights (R, P) and running averages (R, Q) from which these runs begin; None where they draw their own. `job`: as these runs see it."""
     if runs[0].spec.begin is None:
         return None
-    each = [_beginning(job, run, run.spec.begin) for run in runs if run.spec.begin is not None]
+    each = [_beginning(job.own(run), run, run.spec.begin) for run in runs if run.spec.begin is not None]
     return torch.stack([one.flat for one in each]), torch.stack([one.buffers for one in each])
 
 

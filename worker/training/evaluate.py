@@ -18,13 +18,17 @@ CHUNK, NUMBERS = 2048, 2**22
 
 @dataclass(frozen=True)
 class Part:
-    """The rows of one split on the device. x: (n, features), y: (n,)"""
+    """The rows of one split on the device. x: (n, features), y: (n,); of joined folds (F, n, features), (F, n)"""
 
     x: Tensor
     y: Tensor
 
     def __len__(self) -> int:
-        return len(self.y)
+        return self.y.shape[-1]
+
+    def rows(self, which: slice | Tensor) -> "Part":
+        """Some of its rows, the same places in every fold."""
+        return Part(self.x[..., which, :], self.y[..., which])
 
 
 @torch.no_grad()
@@ -35,12 +39,16 @@ def evaluate(pack: Pack, part: Part, name: str) -> dict[str, Tensor]:
     running = pack.layout.buffer_views(pack.buffers) or None
     chunk = chunk_of(pack)
     for first in range(0, len(part), chunk):
-        x, y = part.x[first : first + chunk], part.y[first : first + chunk]
+        own = part.rows(slice(first, first + chunk))
+        x, y = pack.per_fold(own.x), pack.per_fold(own.y)
         outputs = forward(pack.net, x, running=running).outputs
         loss += loss_of(pack.spec.loss, outputs, y, smoothing=pack.smoothing, weights=pack.class_weights)[0]
         found = correct(pack.spec.loss, outputs, y)
         hits = found if hits is None else None if found is None else hits + found
-    return {f"loss/{name}": loss / size_of(pack.spec.loss, part.y, pack.class_weights), **({f"accuracy/{name}": hits.double() / len(part)} if hits is not None else {})}
+    return {
+        f"loss/{name}": loss / size_of(pack.spec.loss, pack.per_fold(part.y), pack.class_weights),
+        **({f"accuracy/{name}": hits.double() / len(part)} if hits is not None else {}),
+    }
 
 
 def chunk_of(pack: Pack) -> int:

@@ -35,7 +35,7 @@ def counted(pack: Pack, train: Part) -> dict[str, Tensor]:
     if not kinds & ONE_SIDED:
         return {}
     rows = min(ROWS, len(train))
-    fired = _fired(pack, train.x[torch.arange(rows, device=pack.device) * len(train) // rows])
+    fired = _fired(pack, pack.per_fold(train.rows(torch.arange(rows, device=pack.device) * len(train) // rows).x))
     rates = [None if counts is None else counts.double() / rows for counts in fired]
     found = {RATES: torch.stack([histogram(pack.flat[:, :0] if own is None else own) for own in rates], 1)}
     if "relu" in kinds:
@@ -49,7 +49,7 @@ def _fired(pack: Pack, x: Tensor) -> list[Tensor | None]:
     """Of each layer on how many rows (on any pixel of them) each unit is above 0, (R, units) int32; None where the word means nothing."""
     running, size = pack.layout.buffer_views(pack.buffers) or None, chunk_of(pack)
     found: list[Tensor | None] = [None] * len(pack.shape)
-    for part in x.split(size):
+    for part in x.split(size, -2):
         for place, (layer, passed) in enumerate(zip(pack.shape, forward(pack.net, part, running=running).layers, strict=True)):
             if layer.activation in ONE_SIDED and passed.activation is not None:
                 on = by_run(passed.activation, pack.size) > 0  # (R, B, units, …)

@@ -13,7 +13,7 @@ from regtrain.contract.losses import Binary, CrossEntropy, HalfSquaredError, Los
 def loss(spec: Loss, outputs: Tensor, y: Tensor, *, smoothing: Tensor | None = None, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Sum over rows of each row's loss times the weight of its class, and its gradient at the outputs.
 
-    outputs (R, B, C), y (B,) or (R, B), smoothing (R, 1) or None for 0, weights (C,) or None for 1 -> (R,), (R, B, C). `averaged` divides both
+    outputs (R, B, C), y (B,) or (R, B), smoothing (R, 1) or None for 0, weights (C,), (R, C) or None for 1 -> (R,), (R, B, C). `averaged` divides both
     by the size of the whole batch, so that micro-batches add up to it.
     """
     match spec:
@@ -24,7 +24,7 @@ def loss(spec: Loss, outputs: Tensor, y: Tensor, *, smoothing: Tensor | None = N
             error = outputs - y.unsqueeze(-1)
             return 0.5 * error.square().sum((1, 2)), error
         case CrossEntropy():
-            return _cross_entropy(outputs, y, smoothing, weights)
+            return _cross_entropy(outputs, y, smoothing, None if weights is None else of_rows(spec, weights, y))
         case Binary():
             margin = y.unsqueeze(-1) * outputs
             return _summed(F.softplus(-margin), -y.unsqueeze(-1) * torch.sigmoid(-margin), None if weights is None else of_rows(spec, weights, y))
@@ -33,8 +33,9 @@ def loss(spec: Loss, outputs: Tensor, y: Tensor, *, smoothing: Tensor | None = N
 
 
 def of_rows(spec: Loss, weights: Tensor, y: Tensor) -> Tensor:
-    """The weight of each row.  (C,), (…) -> (…)"""
-    return weights[(y > 0).long() if isinstance(spec, Binary) else y]
+    """The weight of each row.  (C,), (…) -> (…), or (R, C), (R, B) -> (R, B)"""
+    labels = (y > 0).long() if isinstance(spec, Binary) else y
+    return weights[labels] if weights.dim() == 1 else weights.gather(1, labels)
 
 
 def size(spec: Loss, y: Tensor, weights: Tensor | None) -> Tensor | int:
@@ -103,11 +104,10 @@ def at_uniform(spec: Loss, classes: int) -> float | None:
     return math.log(classes) if isinstance(spec, CrossEntropy) else math.log(2) if isinstance(spec, Binary) else None
 
 
-def _cross_entropy(outputs: Tensor, y: Tensor, smoothing: Tensor | None, weights: Tensor | None) -> tuple[Tensor, Tensor]:
+def _cross_entropy(outputs: Tensor, y: Tensor, smoothing: Tensor | None, each: Tensor | None) -> tuple[Tensor, Tensor]:
     """−Σ_c q_c log p_c and p − q, with q = (1 − s)·onehot(y) + s/C."""
     runs, rows, classes = outputs.shape
     labels = y.expand(runs, rows).unsqueeze(2)
-    each = None if weights is None else weights[y]
     log_p = outputs.log_softmax(2)
     of_label = -log_p.gather(2, labels)
     slope = log_p.exp()

@@ -66,12 +66,13 @@ class Pack:
         features: int,
         device: torch.device,
         names: tuple[str, ...] = (),
-        curvature: float | None = None,
+        curvature: Tensor | None = None,
         class_weights: Tensor | None = None,
+        fold_slot: Tensor | None = None,
         begin: tuple[Tensor, Tensor] | None = None,
     ) -> None:
-        """`names`: of the features, for groups of features. `curvature`: the largest of the loss on the training rows, where it is known.
-        `class_weights`: (C,), where classes count differently. `begin`: weights (R, P) and running averages (R, Q) in place of the initial ones."""
+        """`names`: of the features, for groups of features. `curvature`: the largest of the loss on each run's training rows, (R, 1) or (1, 1), where it is
+        known. `class_weights`: (C,) or (R, C), where classes count differently. `fold_slot`: which of the joined folds each run is of (R,). `begin`: weights (R, P) and running averages (R, Q) in place of the initial ones."""
         self.runs, self.shape, self.device = runs, shape, device
         self.spec: JobSpec = runs[0].spec
         """Of the first run: what all runs of a pack share. Numbers that may differ are read through `stack`."""
@@ -99,7 +100,7 @@ class Pack:
         self.bounds = [self._bound(i, r) for i, r in enumerate(self.spec.regularizers) if isinstance(r, Constraint)]
         self.reshapes = bool(self.bounds) or any(is_proximal(p.spec) or isinstance(p.spec, WeightDecay) for p in self.penalties)
         """Whether penalties or constraints act on the weights themselves, behind the optimizer's update."""
-        self._of_loss = curvature
+        self._of_loss = None if curvature is None else curvature.to(device, self.dtype)
         self.step_penalty = self._step_penalty()
         self.omega = self._omega()
         self.dropouts = [self._dropout(i, r, features) for i, r in enumerate(self.spec.regularizers) if isinstance(r, Dropout)]
@@ -107,6 +108,8 @@ class Pack:
         self.limit = None if self.spec.clip is None else self.stack(lambda s: 0.0 if s.clip is None else concrete(s.clip.max))
         self.smoothing = self._smoothing()
         self.class_weights = None if class_weights is None else class_weights.to(device, self.dtype)
+        self.fold_slot = fold_slot
+        """Which of the joined folds each run is of; None where all share their rows."""
         seeds = list(dict.fromkeys(run.seed for run in runs))
         self.seeds = seeds
         self.seed_slot = None if len(seeds) == 1 else torch.tensor([seeds.index(run.seed) for run in runs], device=device)
@@ -122,7 +125,7 @@ class Pack:
         """The largest, of the loss and the coupled penalties as strong as they are now, (R, 1); None where it is not known."""
         if self._of_loss is None:
             return None
-        return sum((p.lam for p in self.penalties if isinstance(p.spec, L2)), torch.full_like(self.flat[:, :1], self._of_loss))
+        return sum((p.lam for p in self.penalties if isinstance(p.spec, L2)), self._of_loss.expand(self.size, 1))
 
     def stack(self, number: Callable[[JobSpec], float]) -> Tensor:
         """One number of every run's spec, in the job's dtype.  (R, 1)"""
@@ -131,6 +134,10 @@ class Pack:
     def per_seed(self, drawn: Tensor) -> Tensor:
         """(S, …) by seed -> (R, …) by run, or (1, …) where all runs share one seed."""
         return drawn if self.seed_slot is None else drawn[self.seed_slot]
+
+    def per_fold(self, rows: Tensor) -> Tensor:
+        """(F, …) by fold -> (R, …) by run; as they are where all runs share them."""
+        return rows if self.fold_slot is None else rows[self.fold_slot]
 
     def kept(self, step: int, rows: int) -> dict[str, Tensor] | None:
         """Dropout factors of this step, 0 or 1/(1 − rate), for the whole batch.  place -> (R, B, *output)"""

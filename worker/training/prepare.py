@@ -60,12 +60,18 @@ class Job:
     """How much a row of each class counts, (C,); None where all count alike."""
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("data", "step", "evaluate", "report", "save"), 0.0))
     """Where the time of this attempt went."""
+    folds: dict[int, "Job"] = field(default_factory=dict)
+    """Of folds that train in one pack: the job as each of them sees it. The rows of train and val then have an axis of folds, in this order."""
     recent: dict[Any, "Job"] = field(default_factory=dict)
     """What the last run saw: waves of a path and batches of a search come back to it."""
     origins: Mapping[str, Path] = field(default_factory=dict[str, Path])
     """Earlier job → its model file, of those whose weights runs begin from."""
     beginnings: dict[int, Beginning] = field(default_factory=dict[int, Beginning])
     """Run → what it began from, of those that did not draw their weights."""
+
+    def own(self, run: Run) -> "Job":
+        """As this run of a pack sees it by itself."""
+        return self if run.fold is None else self.folds.get(run.fold, self)
 
 
 def prepare(spec: JobSpec, *, device: str, data: Path, upload: Path | None, scratch: Path | None, origins: Mapping[str, Path] | None = None) -> Job:
@@ -105,6 +111,28 @@ def for_run(job: Job, run: Run) -> Job:
         job.recent[key] = replace(job, **_fitted(run.spec, job.rows, split_of(job, run), job.device), recent={})
         job.seconds["data"] += time.perf_counter() - begin
     return job.recent[key]
+
+
+def for_pack(job: Job, runs: list[Run]) -> Job:
+    """The job as the runs of one pack see it: folds that leave out as many rows as each other have theirs beside each other."""
+    first, folds = runs[0], list(dict.fromkeys(run.fold for run in runs))
+    if len(folds) == 1:
+        return for_run(job, first)
+    key = (first.variant, tuple(folds), first.outer, first.refit)
+    if key not in job.recent:
+        each = {run.fold: for_run(job, run) for run in {run.fold: run for run in runs}.values() if run.fold is not None}
+        job.recent.clear()
+        job.recent[key] = _joined(each)
+    return job.recent[key]
+
+
+def _joined(folds: dict[int, Job]) -> Job:
+    """What they share is the first one's. Here alone sizes are seen to agree: rows of different number cannot be stacked."""
+    train, val = (
+        Part(torch.stack([part.x for part in parts]), torch.stack([part.y for part in parts])) for parts in zip(*((one.train, one.val) for one in folds.values()), strict=True)
+    )
+    own = {fold: replace(one, train=Part(train.x[n], train.y[n]), val=Part(val.x[n], val.y[n])) for n, (fold, one) in enumerate(folds.items())}
+    return replace(next(iter(own.values())), train=train, val=val, folds=own)
 
 
 def split_of(job: Job, run: Run) -> datasets.Split:

@@ -61,7 +61,8 @@ def spaced(pack: Pack, part: Part) -> Part:
     count = min(ROWS, len(part), max(PARTS, NUMBERS // sum(math.prod(layer.signal) for layer in pack.shape)))
     count -= count % min(PARTS, count)
     rows = torch.arange(count, device=part.x.device) * len(part) // count
-    return Part(part.x[rows], part.y[rows])
+    own = part.rows(rows)
+    return Part(pack.per_fold(own.x), pack.per_fold(own.y))
 
 
 def gradients(pack: Pack, rows: Part) -> Tensor:
@@ -71,7 +72,7 @@ def gradients(pack: Pack, rows: Part) -> Tensor:
     whole = whole // parts if isinstance(whole, int) else whole / parts
     found = torch.empty(parts, *pack.flat.shape, dtype=pack.dtype, device=pack.device)
     running = pack.layout.buffer_views(pack.buffers) or None
-    for own, x, y in zip(found, rows.x.chunk(parts), rows.y.chunk(parts), strict=True):
+    for own, x, y in zip(found, rows.x.chunk(parts, -2), rows.y.chunk(parts, -1), strict=True):
         net = replace(pack.net, gradients=pack.layout.views(own))
         trace = forward(net, x, running=running)
         _, slope = averaged(*loss_of(pack.spec.loss, trace.outputs, y, smoothing=pack.smoothing, weights=pack.class_weights), whole)

@@ -1,6 +1,7 @@
 """What a job answers when it has been trained: the metrics of every run, the run that is meant by "the" result, the model file."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from worker.training.adapt import Adapting
 from worker.training.certificates import certifier
 from worker.training.checkpoints import save
 from worker.training.device import environment
-from worker.training.evaluate import Part, evaluate
+from worker.training.evaluate import evaluate
 from worker.training.pack import Pack
 from worker.training.prepare import Job, for_run, split_of
 from worker.training.running import Running, pack_of
@@ -69,7 +70,7 @@ def of_runs(job: Job, running: Running) -> Iterator[RunFinished]:
     measured = {name: value.cpu().numpy() for part, rows in parts if len(rows) for name, value in evaluate(pack, rows, part).items()}
     penalties = {p.name: p.value(pack.flat).cpu().double().numpy() for p in pack.penalties}
     strengths = {name: value.cpu().numpy() for name, value in running.adapting.strengths().items()}
-    tensors, certificate = pack.net.tensors, certifier(pack, job.train, lambda runs: pack_of(job, runs))
+    tensors, certificate = pack.net.tensors, _certifier(job, pack)
     adaptation = running.adapting.told(lambda runs: pack_of(job, runs))
     for r, run in enumerate(pack.runs):
         metrics = {name: float(value[r]) for name, value in (measured | penalties | strengths).items()}
@@ -82,9 +83,22 @@ def of_runs(job: Job, running: Running) -> Iterator[RunFinished]:
             stop_reason=_stop_reason(pack, r, died=bool(died), ended=slot in recorder.ended, symptom=slot in running.stopped),
             steps=recorder.ended.get(slot, job.steps), metrics=metrics, best=running.best.of(r),
             zeros={name: int((tensors[name][r] == 0).sum()) for p in (*pack.penalties, *pack.bounds) for name in p.tensors},
-            coefficients=_coefficients(job, pack.spec, tensors, r), first_nonfinite=_named(job, died), certificate=None if died else certificate(r),
+            coefficients=_coefficients(job.own(run), pack.spec, tensors, r), first_nonfinite=_named(job, died), certificate=None if died else certificate(r),
             adaptation=adaptation(r),
         )  # fmt: skip
+
+
+def _certifier(job: Job, pack: Pack) -> Callable[[int], dict[str, Any] | None]:
+    """The certificate of each run, on its own training rows."""
+    if not job.folds:
+        return certifier(pack, job.train, lambda runs: pack_of(job, runs))
+    found: dict[int, Callable[[], dict[str, Any] | None]] = {}
+    for own in job.folds.values():
+        rows = [r for r, run in enumerate(pack.runs) if job.own(run) is own]
+        part = pack_of(own, [pack.runs[r] for r in rows], begin=(pack.flat[rows], pack.buffers[rows]))
+        of = certifier(part, own.train, partial(pack_of, own))
+        found |= {r: partial(of, place) for place, r in enumerate(rows)}
+    return lambda run: found[run]()
 
 
 def _stop_reason(pack: Pack, r: int, *, died: bool, ended: bool, symptom: bool) -> StopReason:
@@ -149,7 +163,7 @@ def _series(job: Job, pack: Pack) -> list[str]:
 @torch.no_grad()
 def _warnings(job: Job, pack: Pack) -> list[Warned]:
     """What only the rows can tell, of the first run, before its first update."""
-    loss = float(evaluate(pack, Part(job.train.x[:1024], job.train.y[:1024]), "train")["loss/train"][0])
+    loss = float(evaluate(pack, job.train.rows(slice(1024)), "train")["loss/train"][0])
     found: list[Warned] = []
     for p in pack.penalties:
         value = float(p.value(pack.flat)[0])

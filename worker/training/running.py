@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -151,7 +151,9 @@ class Running:
     def _replayed(self, place: int, t: int) -> dict[str, Any]:
         """What went wrong in the update that a run did not take: its weights are those from before it."""
         begin = self.pack.flat[place : place + 1], self.pack.buffers[place : place + 1]
-        return replayed(self.job, self.runs[place], t, lambda run: pack_of(self.job, [run], begin=begin))
+        run = self.runs[place]
+        job = self.job.own(run)
+        return replayed(job, run, t, lambda run: pack_of(job, [run], begin=begin))
 
     def checkpoint(self, *, final: bool) -> Checkpointed:
         """Writes everything that is needed to go on bit for bit. The points up to here have been reported."""
@@ -230,7 +232,15 @@ def pack_of(job: Job, runs: list[Run], *, begin: tuple[Tensor, Tensor] | None = 
     """These runs of the job as one pack, at the weights from which they begin, or at given weights (R, P) and running averages (R, Q)."""
     begin = begun(job, runs) if begin is None else begin
     names = feature_names(job.rows.facts)
-    pack = Pack(runs, job.shape, features=len(names), device=job.device, names=names, curvature=job.curvature, class_weights=job.class_weights, begin=begin)
+    owns = [job.own(run) for run in runs] if job.folds else [job]
+    curvatures, weights = [one.curvature for one in owns if one.curvature is not None], [one.class_weights for one in owns if one.class_weights is not None]
+    places = list(job.folds)
+    pack = Pack(
+        runs, job.shape, features=len(names), device=job.device, names=names, begin=begin,
+        curvature=torch.tensor(curvatures, dtype=torch.float64).unsqueeze(1) if len(curvatures) == len(owns) else None,
+        class_weights=(torch.stack(weights) if job.folds else weights[0]) if weights else None,
+        fold_slot=torch.tensor([places.index(cast(int, run.fold)) for run in runs], device=job.device) if job.folds else None,
+    )  # fmt: skip
     if isinstance(pack.spec.model.init, Lsuv) and begin is None:
         unit_variance(pack.net, Feed(job, pack).batch(0)[0], pack.stack(lambda s: concrete(s.model.init.scale)))
     return pack

@@ -52,7 +52,7 @@ class Search:
     def weights_for(self, job: Job, runs: list[Run]) -> tuple[Tensor, Tensor] | None:
         """Weights (R, P) and running averages from which warm-started runs begin: a path without any weights, where they are zero. None for those that begin
         by themselves, and where a run to start from has failed. `job`: as these runs see it."""
-        starts = [self._start(job, run) for run in runs]
+        starts = [self._start(job.own(run), run) for run in runs]
         known = [start for start in starts if start is not None]
         if len(known) < len(starts):
             return None

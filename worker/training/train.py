@@ -8,11 +8,10 @@ from typing import Any
 from regtrain.contract.errors import Diverged
 from regtrain.contract.events import Event
 from regtrain.contract.job import JobSpec
-from regtrain.contract.plan import run_bytes
-from regtrain.contract.runs import packs as packs_of
+from regtrain.contract.plan import members_of
 from worker.training import begin, results
 from worker.training.checkpoints import load
-from worker.training.prepare import Job, for_run, prepare
+from worker.training.prepare import Job, for_pack, prepare
 from worker.training.running import Running
 from worker.training.search import Search
 from worker.training.selection import Found
@@ -42,7 +41,7 @@ def train(
     """
     begin.verified(spec, origins or {})
     job = prepare(spec, device=device, data=data, upload=upload, scratch=scratch, origins=origins)
-    packs = packs or packs_of(job.runs, spec, bytes_of=lambda variant: run_bytes(variant, job.rows.facts), device=job.device.type)
+    packs = packs or members_of(job.runs, spec, job.rows.facts, device=job.device.type)
     states = {index: load(path, digest=job.digest, device=job.device) for index, path in (resume or {}).items()}
     found = Found(job)
     search = Search(job, found)
@@ -53,7 +52,7 @@ def train(
         yield from found.left_out(members, runs)
         if not runs:
             continue
-        mine = for_run(job, runs[0])
+        mine = for_pack(job, runs)
         yield results.pack_begun(mine, index, runs)
         running = Running(mine, index, members, runs, begin=search.weights_for(mine, runs))
         if index not in states:

@@ -23,6 +23,12 @@ SATURATED = 0.5
 
 def unscaled_inputs(known: Known, window: Window, past: Past) -> Iterator[Finding]:
     """max σ_i/min σ_j, or max |mean_i|/σ_i, above 100; or rms of all inputs above 30 (LeCun et al. 1998)."""
+    for place in _reporting(window):
+        yield from _unscaled(known.own(place), place)
+
+
+def _unscaled(known: Known, place: int) -> Iterator[Finding]:
+    """Of one run's inputs."""
     columns = known.columns
     if columns is None or not len(columns.deviation):
         return
@@ -38,8 +44,7 @@ def unscaled_inputs(known: Known, window: Window, past: Past) -> Iterator[Findin
     else:
         return
     severity: Severity = "warning" if len(known.layers) > 1 and not known.own_steps else "note"  # a linear model is slower for it, and no worse
-    for place in _reporting(window):
-        yield Finding("unscaled_inputs", place, None, 0, value, bound, severity, 1.0, {**words})
+    yield Finding("unscaled_inputs", place, None, 0, value, bound, severity, 1.0, {**words})
 
 
 def wrong_output(known: Known, window: Window, past: Past) -> Iterator[Finding]:

@@ -1,6 +1,6 @@
 """What is known of the runs of a pack before their first update: sizes, the losses of a model that knows nothing and of the best constant, the columns."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import log, prod
 from typing import assert_never
 
@@ -88,10 +88,29 @@ class Known:
     own_steps: bool = False
     """The optimizer chooses its step sizes itself."""
     rounding: float = float(np.finfo(np.float32).eps)
+    folds: tuple["Known", ...] = ()
+    """Of runs of several folds, each one's own: columns and classes are those of its rows.  (R,)"""
+
+    def own(self, place: int) -> "Known":
+        """What is known of one run's rows."""
+        return self.folds[place] if self.folds else self
 
 
 def known_of(job: Job, pack: int, members: list[int], runs: list[Run], *, fresh: bool) -> Known:
     """`members`: the indices of the stored pack; `runs`: those of them that train, `job` as they see it."""
+    if not job.folds:
+        return _known(job, pack, members, runs, fresh=fresh)
+    each = {fold: _known(own, pack, members, runs, fresh=fresh) for fold, own in job.folds.items()}
+    first, folds = next(iter(each.values())), {run.index: run.fold for run in runs}
+    own = tuple(first if (fold := folds.get(index)) is None else each[fold] for index in members)
+    held = None if first.held is None else np.array([one.held[place] for place, one in enumerate(own) if one.held is not None])
+    nothing = np.array([one.nothing[place] for place, one in enumerate(own)])
+    constant = np.array([one.constant[place] for place, one in enumerate(own)])
+    return replace(first, folds=own, nothing=nothing, constant=constant, held=held)
+
+
+def _known(job: Job, pack: int, members: list[int], runs: list[Run], *, fresh: bool) -> Known:
+    """Of runs that share their rows."""
     spec, shape = runs[0].spec, job.shape
     by_index = {run.index: run.spec for run in runs}
     specs = [by_index.get(index, spec) for index in members]

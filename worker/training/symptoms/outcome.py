@@ -56,13 +56,15 @@ def label_noise(known: Known, window: Window, past: Past) -> Iterator[Finding]:
 
 def class_imbalance(known: Known, window: Window, past: Past) -> Iterator[Finding]:
     """n_max/n_min > 10, and the accuracy of the last five evaluations is exactly the share of the largest class: that it predicts, and nothing else."""
-    rows = [n for n in known.class_rows if n]
-    if not rows or max(rows) <= RARE * min(rows) or not window.has("accuracy/val"):
+    if not window.has("accuracy/val"):
         return
-    alone = (np.abs(past.accuracy[:, -ALONE:] - known.majority) < 1e-6).all(1)
-    for place in np.flatnonzero(alone):
+    for place in range(len(past.accuracy)):
+        own = known.own(place)
+        rows = [n for n in own.class_rows if n]
+        if not rows or max(rows) <= RARE * min(rows) or not bool((np.abs(past.accuracy[place, -ALONE:] - own.majority) < 1e-6).all()):
+            continue
         evidence = {"rarest": float(min(rows)), "largest": float(max(rows)), "accuracy": float(past.accuracy[place, -1])}
-        yield Finding("class_imbalance", int(place), None, window.done, max(rows) / min(rows), RARE, "warning", sure(max(rows) / min(rows), RARE), {**evidence})
+        yield Finding("class_imbalance", place, None, window.done, max(rows) / min(rows), RARE, "warning", sure(max(rows) / min(rows), RARE), {**evidence})
 
 
 def clip_always(known: Known, window: Window, past: Past) -> Iterator[Finding]:

@@ -62,7 +62,8 @@ def main(arguments: argparse.Namespace) -> int:
     rows = list[dict[str, Any]]()
     for one in chosen[: 3 if arguments.quick else None]:
         rows.append(tried(one, seed=arguments.seed, seeds=2 if arguments.quick else arguments.seeds, most=arguments.most))
-        print(f"{one.group.name} | {one.case.name}: {rows[-1]['seconds']:.1f} s", file=sys.stderr, flush=True)
+        said = {name: sum(accuracy >= one.group.floor for accuracy in _judged(rows[-1], name)) for name in ("control", "remedy", "random")}
+        print(f"{one.group.name} | {one.case.name}: {rows[-1]['seconds']:.1f} s, learned {said}", file=sys.stderr, flush=True)
     publish("repairs", [summary(rows)], keep=not arguments.quick)
     return 0
 

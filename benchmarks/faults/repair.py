@@ -12,7 +12,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -25,7 +25,8 @@ from benchmarks.faults.cases import Case, Group, groups
 from benchmarks.faults.score import wilson
 from benchmarks.harness import RESULTS, publish, timed
 from regtrain.contract.datasets import facts_of
-from regtrain.contract.events import PackBegun, RunFinished
+from regtrain.contract.errors import Diverged
+from regtrain.contract.events import Event, PackBegun, RunFinished
 from regtrain.contract.job import JobSpec, parse, resolved
 from regtrain.contract.remedies import Evidence, Remedy, drawn, remedies
 from regtrain.contract.symptoms import SymptomName
@@ -120,15 +121,22 @@ def trained(spec: JobSpec, contestants: list[Remedy], *, seeds: int) -> dict[str
     body = {**resolved(spec), "variants": [{"label": one.label, "set": one.set} for one in contestants], "selection": {"seeds": seeds}}
     labels, accuracy = dict[int, str](), {one.label: list[float]() for one in contestants}
     with TemporaryDirectory() as folder:
-        for event in train(parse(json.dumps(body)), data=Path(folder)):
-            match event:
-                case PackBegun():
-                    labels.update(dict.fromkeys(event.runs, event.variant or ""))
-                case RunFinished():
-                    accuracy[labels[event.run]].append(0.0 if event.stop_reason == "diverged" else round(event.metrics.get("accuracy/val", 0.0), 4))
-                case _:
-                    pass
+        try:
+            _followed(train(parse(json.dumps(body)), data=Path(folder)), labels, accuracy)
+        except Diverged:  # every run of the job did
+            return {label: [0.0] * seeds for label in accuracy}
     return accuracy
+
+
+def _followed(events: Iterable[Event], labels: dict[int, str], accuracy: dict[str, list[float]]) -> None:
+    for event in events:
+        match event:
+            case PackBegun():
+                labels.update(dict.fromkeys(event.runs, event.variant or ""))
+            case RunFinished():
+                accuracy[labels[event.run]].append(0.0 if event.stop_reason == "diverged" else round(event.metrics.get("accuracy/val", 0.0), 4))
+            case _:
+                pass
 
 
 def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:

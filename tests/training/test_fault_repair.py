@@ -68,3 +68,9 @@ def test_one_case_from_its_cause_to_a_net_that_learns() -> None:
     assert found["control"] == pytest.approx([1 / 3, 1 / 3], abs=0.02)
     assert min(found["remedy"]["accuracy"]) >= group.floor
     assert trained(patient.spec(0), [Remedy(CONTROL, {})], seeds=1)[CONTROL] == [pytest.approx(1 / 3, abs=0.02)]
+
+
+def test_where_every_run_diverges_none_has_learned() -> None:
+    group = next(group for group in groups() if group.name == "digits: broken")
+    patient = patients([row(group.name, "lr × 3000", "lr too high", [0.0], [["rate_too_high"]])])[0]
+    assert trained(patient.spec(0), [Remedy("faster", {"optimizer.lr": 1e30})], seeds=2) == {"faster": [0.0, 0.0]}

@@ -8,6 +8,9 @@ Diagnostics = Literal["off", "light", "standard", "full"]
 ORDER: tuple[Diagnostics, ...] = ("off", "light", "standard", "full")
 
 
+_RANK = {preset: rank for rank, preset in enumerate(ORDER)}
+
+
 def includes(preset: Diagnostics, needed: Diagnostics) -> bool:
     """Whether `preset` measures what `needed` names."""
-    return ORDER.index(preset) >= ORDER.index(needed)
+    return _RANK[preset] >= _RANK[needed]

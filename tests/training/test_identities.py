@@ -12,6 +12,7 @@ from training_jobs import FROZEN, Outcome, inline, run, sgd, spec
 
 from regtrain.contract.optimizers import GlobalNorm
 from worker.training import diagnostics, points, step
+from worker.training.pack import Pack
 
 TOLERANCE = 1e-12
 DRAW = np.random.default_rng(11)
@@ -227,8 +228,8 @@ def test_law(law):
 # ---------------------------------------------------------------- the mutants
 
 Patch = Callable[[pytest.MonkeyPatch], None]
-_norm, _product, _identities, _gradient, _residual, _finish, _clipped = (
-    diagnostics.norm, diagnostics.product, diagnostics.of_identities, diagnostics.of_gradient, diagnostics._scale_residual, diagnostics.finish, step.clipped,
+_squares, _product, _identities, _read, _residual, _finish, _clipped = (
+    diagnostics.squares, diagnostics.product, diagnostics.of_identities, diagnostics.read, diagnostics._scale_residual, diagnostics.finish, step.clipped,
 )  # fmt: skip
 
 
@@ -236,34 +237,20 @@ def replaced(name: str, function: Any, *, module: Any = diagnostics) -> Patch:
     return lambda patch: patch.setattr(module, name, function)
 
 
-def _without_root(x: Tensor) -> Tensor:
-    return x.flatten(1).double().square().sum(1)
-
-
-def _mean_for_sum(x: Tensor) -> Tensor:
-    return x.flatten(1).double().square().mean(1).sqrt()
-
-
-def _over_all_runs(x: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(x.double()).expand(len(x))
-
-
-def _absolute_sum(x: Tensor) -> Tensor:
-    return x.flatten(1).double().abs().sum(1)
-
-
-def _single(x: Tensor) -> Tensor:
-    return x.flatten(1).float().square().sum(1).sqrt().double()
+def squared_as(change: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Patch:
+    """Every sum of squares is another.  change: of the numbers (…, R, n) and the sum (…, R)"""
+    return replaced("squares", lambda parts: [change(part, found) for part, found in zip(parts, _squares(parts), strict=True)])
 
 
 def changed_gradient(change: Callable[[Any], None]) -> Patch:
     """The instruments of the gradient look after something has changed it."""
 
     def looking(original: Callable[..., Any]) -> Callable[..., Any]:
-        def late(preset: Any, pack: Any, *rest: Any, **named: Any) -> Any:
+        def late(*given: Any) -> Any:
+            pack = next(each for each in given if isinstance(each, Pack))
             before = pack.gradient.clone()
             change(pack)
-            found = original(preset, pack, *rest, **named)
+            found = original(*given)
             pack.gradient.copy_(before)
             return found
 
@@ -271,7 +258,7 @@ def changed_gradient(change: Callable[[Any], None]) -> Patch:
 
     def patch(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(diagnostics, "of_identities", looking(_identities))
-        monkeypatch.setattr(diagnostics, "of_gradient", looking(_gradient))
+        monkeypatch.setattr(diagnostics, "read", looking(_read))
 
     return patch
 
@@ -361,7 +348,13 @@ def _loss_of_the_sum(spec: Any, outputs: Tensor, y: Tensor, **of: Any) -> tuple[
 
 
 _loss = step.loss_of
-NORMS = {"norm without square root": _without_root, "mean for sum": _mean_for_sum, "over all runs": _over_all_runs, "sum of absolute values": _absolute_sum, "float32": _single}
+NORMS = {
+    "norm without square root": squared_as(lambda x, found: np.square(found)),
+    "mean for sum": squared_as(lambda x, found: found / x.shape[-1]),
+    "over all runs": squared_as(lambda x, found: np.broadcast_to(found.sum(-1, keepdims=True), found.shape)),
+    "sum of absolute values": squared_as(lambda x, found: np.square(np.abs(x).sum(-1))),
+    "float32": squared_as(lambda x, found: np.square(x.astype(np.float32)).sum(-1).astype(np.float64)),
+}
 
 MUTANTS: list[tuple[str, str, Patch]] = [
     ("equal_products_without_biases", "mean for sum", replaced("product", lambda a, b: _product(a, b) / a[0].numel())),
@@ -390,34 +383,34 @@ MUTANTS: list[tuple[str, str, Patch]] = [
     ("scale_invariance_before_layer_norm", "mean for sum", replaced("product", lambda a, b: _product(a, b) / a[0].numel())),
     ("scale_invariance_before_layer_norm", "gradient after clipping", after_value_clip),
     ("scale_invariance_before_layer_norm", "gradient after penalties", after_penalties),
-    *[("orthogonal_chains_keep_the_signal", name, replaced("norm", mutant)) for name, mutant in NORMS.items()],
+    *[("orthogonal_chains_keep_the_signal", name, mutant) for name, mutant in NORMS.items()],
     ("orthogonal_chains_keep_the_signal", "rms without root", finished_with(_no_root_of_signals)),
     ("orthogonal_chains_keep_the_signal", "wrong layer order", finished_with(_reversed_signals)),
     ("orthogonal_chains_keep_the_signal", "norm for rms", finished_with(lambda values: values.update({"signal/backward": values["signal/backward"] * 18**0.5}))),
-    *[("norms_add_up", name, replaced("norm", mutant)) for name, mutant in NORMS.items()],
+    *[("norms_add_up", name, mutant) for name, mutant in NORMS.items()],
     ("norms_add_up", "total is a sum of norms", finished_with(_total_is_a_sum)),
     ("norms_add_up", "rms without root", finished_with(_rms_without_root)),
     ("norms_add_up", "update over the new weights", finished_with(_update_over_new_weights)),
     ("norms_add_up", "gradient after clipping", after_value_clip),
     ("norms_add_up", "gradient times learning rate", times_learning_rate),
-    ("norms_are_homogeneous", "norm without square root", replaced("norm", _without_root)),
+    ("norms_are_homogeneous", "norm without square root", NORMS["norm without square root"]),
     ("norms_are_homogeneous", "gradient after clipping", after_value_clip),
     ("norms_are_homogeneous", "gradient after penalties", after_penalties),
     ("norms_are_homogeneous", "rms without root", finished_with(_rms_without_root)),
     ("accumulated_is_the_mean", "signals of the first micro-batch", replaced("_whole", lambda parts: parts[0], module=step)),
-    ("accumulated_is_the_mean", "micro-batches in another order of weight", replaced("_whole", lambda parts: torch.cat([parts[0]] * len(parts), 1 if parts[0].dim() == 3 else 0), module=step)),
-    ("quadratics_diverge_beyond_two_over_curvature", "norm without square root", replaced("norm", _without_root)),
-    ("quadratics_diverge_beyond_two_over_curvature", "float32", replaced("norm", _single)),
-    ("quadratics_diverge_beyond_two_over_curvature", "mean for sum", replaced("norm", _mean_for_sum)),
+    ("accumulated_is_the_mean", "micro-batches in another order of weight", replaced("_whole", lambda parts: [torch.cat([part] * len(parts), 1 if part.dim() == 3 else 0) for part in parts[0]], module=step)),
+    ("quadratics_diverge_beyond_two_over_curvature", "norm without square root", NORMS["norm without square root"]),
+    ("quadratics_diverge_beyond_two_over_curvature", "float32", NORMS["float32"]),
+    ("quadratics_diverge_beyond_two_over_curvature", "mean for sum", NORMS["mean for sum"]),
     ("quadratics_diverge_beyond_two_over_curvature", "update over the new weights", finished_with(_update_over_new_weights)),
     ("loss_at_uniform_logits", "sum for mean", replaced("loss_of", _loss_of_the_sum, module=step)),
     ("clipping_shortens_and_keeps_the_direction", "gradient after clipping", after_norm_clip),
     ("clipping_shortens_and_keeps_the_direction", "torch's 1e-6 in the denominator", replaced("clipped", _as_torch_clips, module=step)),
     ("clipping_shortens_and_keeps_the_direction", "half of the layers clipped", replaced("clipped", _each_layer_clipped, module=step)),
-    ("clipping_shortens_and_keeps_the_direction", "norm without square root", replaced("norm", _without_root)),
-    ("clipping_shortens_and_keeps_the_direction", "mean for sum", replaced("norm", _mean_for_sum)),
-    ("deep_signals_do_not_underflow", "float32", replaced("norm", _single)),
-    ("deep_signals_do_not_underflow", "norm without square root", replaced("norm", _without_root)),
+    ("clipping_shortens_and_keeps_the_direction", "norm without square root", NORMS["norm without square root"]),
+    ("clipping_shortens_and_keeps_the_direction", "mean for sum", NORMS["mean for sum"]),
+    ("deep_signals_do_not_underflow", "float32", NORMS["float32"]),
+    ("deep_signals_do_not_underflow", "norm without square root", NORMS["norm without square root"]),
 ]  # fmt: skip
 
 

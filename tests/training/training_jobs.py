@@ -97,7 +97,7 @@ def gradient_at(job: dict[str, Any], weights: Mapping[str, Tensor]) -> tuple[Pac
     pack = pack_of(prepared, prepared.runs[:1])
     for name, tensor in weights.items():
         pack.net.tensors[name][0] = tensor
-    return pack, step(pack, prepared.train.x, prepared.train.y, t=0, lr=torch.zeros(1, 1, dtype=torch.float64))
+    return pack, step(pack, prepared.train.x, prepared.train.y, t=0, lr=torch.zeros(1, 1, dtype=torch.float64))[0]
 
 
 def distance(a: Tensor, b: Tensor) -> float:

@@ -1,11 +1,12 @@
 """The instruments: what one step says about every layer, reduced on the device. Nothing here changes a weight.
 
-Norms are reduced in float64 whatever the dtype of the job: squares of 1e-24 underflow in float32, and deep sigmoid signals are near 1e-28.
-Per-layer measurements are lists of (R,) tensors; they are stacked when they are reported, four times a second, not in the step.
+A step keeps what it would overwrite and leaves the rest as it is: many updates are reduced together, and what each says does not depend on which.
+Measurements that a step makes itself are (R,) tensors, lists of them where they are per layer; they are stacked when they are reported.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,65 +17,137 @@ from torch import Tensor
 from regtrain.contract.diagnostics import Diagnostics, includes
 from regtrain.contract.models import BatchNorm, Layer, LayerNorm
 from worker.training import activations, laws
-from worker.training.models import Moments, by_run
+from worker.training.models import Moments
+from worker.training.norms import Array, array, product, products, squares
 from worker.training.pack import Pack
 
 Measured = dict[str, Tensor | list[Tensor]]
 """Series name → (R,), or one (R,) a layer."""
 
+Sums = list[Array]
+"""What readings add up to, with the updates as the first axis of each, in the order of `told`."""
 
-LARGE, WIDTH = 2**14, 512
-"""Numbers in a tensor from which reducing in float64 costs more than looking at the float32 result; numbers that are added up in float32 at a time."""
 
+@dataclass(slots=True)
+class Reading:
+    """What one update leaves behind for the instruments that look at every update: the tensors whose norms they report.
 
-def norm(x: Tensor) -> Tensor:
-    """L2 norm of each run, safe against underflow and overflow of squares.  (R, …) -> (R,)
-
-    Reduced in float64. Large float32 tensors on a CPU are reduced in float32 by stretches of WIDTH numbers first, in a fifth of the time (100,000
-    numbers: 11.5 µs against 54, 4e-9 off; in one stretch it would be 4e-5): where every run's norm lies far inside the range of squares, what
-    underflowed cannot have mattered. Looking at it costs nothing there, and would cost a synchronisation on a GPU.
+    A reduction costs the same few µs whether it is of one update or of many, so updates wait for each other. Where their tensors are too large to wait,
+    they are reduced on the spot, into `sums`.
     """
-    dims = tuple(range(1, x.dim()))
-    if x.numel() >= LARGE * len(x) and x.dtype == torch.float32 and x.device.type == "cpu":
-        quick = _by_stretches(x.flatten(1))
-        low, high = torch.aminmax(quick)
-        if low.item() > 1e-12 and high.item() < 1e18:
-            return quick
-    return torch.linalg.vector_norm(x, dim=dims, dtype=torch.float64)
+
+    both: Tensor
+    """Weights and the data's own gradient in front of the update, (2, R, P); with `light` the gradient alone, (1, R, P)."""
+    sides: list[Tensor]
+    """Every layer's linear output, then the gradient that comes back to it, as they lie in memory; with `full` what the head reads, too."""
+    penalties: Tensor | None
+    """The gradient of all weight penalties together, (R, weights or more)."""
+    update: Tensor | None = None
+    sums: Sums | None = None
 
 
-def _by_stretches(rows: Tensor) -> Tensor:
-    """Norm of each row, from the float32 norms of its stretches.  (R, n) -> (R,) float64"""
-    whole = rows.shape[1] // WIDTH * WIDTH
-    norms = torch.linalg.vector_norm(rows[:, :whole].unflatten(1, (-1, WIDTH)), dim=2)
-    if whole < rows.shape[1]:
-        norms = torch.cat([norms, torch.linalg.vector_norm(rows[:, whole:], dim=1, keepdim=True)], 1)
-    return torch.linalg.vector_norm(norms, dim=1, dtype=torch.float64)
-
-
-def product(a: Tensor, b: Tensor) -> Tensor:
-    """⟨a, b⟩ of each run, in float64 unless it is a large float32 one on a CPU.  (R, n) -> (R,)"""
-    if not (a.numel() >= LARGE * len(a) and a.device.type == "cpu"):
-        a, b = a.double(), b.double()
-    return torch.bmm(a.unsqueeze(1), b.unsqueeze(2)).flatten()
-
-
-def of_gradient(preset: Diagnostics, pack: Pack, *, clean: bool) -> Measured:
-    """The data's own gradient, as it stands in the pack. `clean`: it is known to be finite."""
+def read(pack: Pack, rows: int, sides: list[Tensor], penalties: Tensor | None) -> Reading | None:
+    """In front of the update; None where nothing is to be read."""
+    preset = pack.spec.diagnostics
     if not includes(preset, "light"):
-        return {}
-    measured: Measured = {"gradient/norm": [norm(g) for g in pack.weight_gradients]}
-    if pack.other_gradients.shape[1]:
-        measured["gradient/total"] = norm(pack.other_gradients)
-    measured["gradient/nonfinite"] = [pack.none] * len(pack.shape) if clean else [torch.count_nonzero(g - g, dim=1) for g in pack.weight_gradients]
-    return measured
+        return None
+    both = pack.both if includes(preset, "standard") else pack.both[1:]
+    if pack.together(rows) > 1:
+        return Reading(both.clone(), sides, penalties)
+    reading = Reading(both, sides, penalties)
+    reading.sums = _in_front(pack, [reading])
+    return reading
 
 
-def of_signals(preset: Diagnostics, signals: list[Tensor], deltas: list[Tensor], runs: int) -> Measured:
-    """Both sides of every layer's linear output: the signal that goes forward and the gradient that comes back; norms become rms when reported."""
+def read_update(pack: Pack, reading: Reading) -> None:
+    """Behind it."""
+    reading.update = pack.update
+    if reading.sums is not None:
+        reading.sums += _behind(pack, [reading])
+
+
+def reduced(pack: Pack, readings: list[Reading]) -> Sums:
+    """All that readings of one shape add up to. Where they are reduced on the spot, there is one."""
+    return readings[0].sums or _in_front(pack, readings) + _behind(pack, readings)
+
+
+def _in_front(pack: Pack, readings: list[Reading]) -> Sums:
+    """Of every layer the numbers of its gradient that are not finite; squares of its weights and gradient, of the other gradients, of the sides; squares of the
+    penalties' gradient, and its product with the loss's."""
+    both = _stacked([r.both for r in readings])  # (n, 1 or 2, R, P)
+    layers, gradients = _by_layer(pack, both), _by_layer(pack, both[:, -1])
+    others = [both[:, -1, :, pack.other_start :]] if pack.has_others else []
+    sides = [_rows(_stacked(list(of_all)), pack.size) for of_all in zip(*[r.sides for r in readings], strict=True)]
+    sums = squares([*layers, *others, *sides])
+    counts = [_nonfinite(g, of_layer[:, -1]) for g, of_layer in zip(gradients, sums, strict=False)]
+    penalties = [r.penalties for r in readings if r.penalties is not None]
+    if not penalties:
+        return counts + sums
+    parts = _by_layer(pack, _stacked(penalties))
+    return counts + sums + squares(parts) + [products(g, part) for g, part in zip(gradients, parts, strict=True)]
+
+
+def _behind(pack: Pack, readings: list[Reading]) -> Sums:
+    """Squares of every layer's update."""
+    if not includes(pack.spec.diagnostics, "standard"):
+        return []
+    return squares(_by_layer(pack, _stacked([r.update for r in readings if r.update is not None])))
+
+
+def told(pack: Pack, found: list[Sums]) -> dict[str, NDArray[Any]]:
+    """The series that the sums of many readings make.  -> (n, R) or (n, R, L)
+
+    Norms of signals become rms, those of updates ratios and products cosines in `finish`.
+    """
+    sums = iter([_host(parts) for parts in zip(*found, strict=True)])
+    last, preset, values = len(pack.shape), pack.spec.diagnostics, dict[str, NDArray[Any]]()
+
+    def next_layers() -> NDArray[Any]:
+        return np.stack([next(sums) for _ in range(last)], -1)
+
+    values["gradient/nonfinite"] = next_layers()
+    both = np.sqrt(next_layers())  # (n, 1 or 2, R, L)
+    values["gradient/norm"] = both[:, -1]
+    if pack.has_others:
+        values["gradient/total"] = np.sqrt(next(sums))
     if not includes(preset, "standard"):
-        return {}
-    return {"signal/forward": [norm(by_run(h, runs)) for h in signals], "signal/backward": [norm(by_run(d, runs)) for d in deltas]}
+        return values
+    values |= {"weight/norm": both[:, 0], "signal/forward": np.sqrt(next_layers()), "signal/backward": np.sqrt(next_layers())}
+    if includes(preset, "full"):
+        values[laws.HEAD] = np.sqrt(next(sums))
+    rest = list(sums)
+    *penalties, update = [np.stack(rest[first : first + last], -1) for first in range(0, len(rest), last)]
+    if penalties:
+        values |= {"penalty_gradient/norm": np.sqrt(penalties[0]), "penalty_gradient/cosine": penalties[1]}
+    return values | {"update/ratio": np.sqrt(update)}
+
+
+def _rows(sides: Array, runs: int) -> Array:
+    """Dense (n, R, B, units) or images (n, B, R·C, height, width) -> (n, R, numbers)"""
+    if sides.ndim == 4:
+        return sides.reshape(*sides.shape[:2], -1)
+    n, rows, channels = sides.shape[:3]
+    return sides.reshape(n, rows, runs, channels // runs, -1).swapaxes(1, 2).reshape(n, runs, -1)
+
+
+def _by_layer(pack: Pack, flat: Array) -> list[Array]:
+    """Each layer's weight tensor in a row, (…, P or weights) -> L × (…, n), sharing memory."""
+    return [flat[..., slot.start : slot.stop] for slot in pack.layout.weights]
+
+
+def _nonfinite(gradient: Array, sums: Array) -> Array:
+    """How many numbers of a layer's gradient are not finite, which can only be where their sum is not.  (n, R, numbers), (n, R) -> (n, R)"""
+    if isinstance(gradient, Tensor):
+        return torch.count_nonzero(gradient - gradient, dim=-1)
+    return np.zeros(sums.shape) if np.isfinite(sums).all() else np.count_nonzero(~np.isfinite(gradient), axis=-1)
+
+
+def _stacked(tensors: list[Tensor]) -> Array:
+    return array(torch.stack(tensors)) if len(tensors) > 1 else array(tensors[0])[None]
+
+
+def _host(parts: Sequence[Array]) -> NDArray[Any]:
+    return np.concatenate(parts) if isinstance(parts[0], np.ndarray) else torch.cat(list(parts)).cpu().numpy()
 
 
 def of_time(preset: Diagnostics, shape: list[Layer], deltas: list[Tensor]) -> Measured:
@@ -84,27 +157,6 @@ def of_time(preset: Diagnostics, shape: list[Layer], deltas: list[Tensor]) -> Me
         return {}
     norms = [torch.linalg.vector_norm(delta.unflatten(1, (-1, steps)), dim=(1, 3), dtype=torch.float64) for delta, steps in halves]
     return {"signal/time": [step for of_layer in norms for step in of_layer.unbind(1)]}
-
-
-def of_penalties(preset: Diagnostics, pack: Pack, penalties: Tensor) -> Measured:
-    """What the penalties do to the gradient: their own gradient's norm, and its product with the loss's, which becomes a cosine when reported.
-
-    penalties: (R, weights or more), the gradient of all weight penalties together.
-    """
-    if not includes(preset, "standard"):
-        return {}
-    parts = [penalties[:, s.start : s.stop] for s in pack.layout.weights]
-    return {"penalty_gradient/norm": [norm(p) for p in parts], "penalty_gradient/cosine": [product(g, p) for g, p in zip(pack.weight_gradients, parts, strict=True)]}
-
-
-def of_weights(preset: Diagnostics, pack: Pack) -> Measured:
-    """Weights before the update."""
-    return {"weight/norm": [norm(w) for w in pack.weights]} if includes(preset, "standard") else {}
-
-
-def of_update(preset: Diagnostics, pack: Pack) -> Measured:
-    """How far the update moves every layer; it becomes a ratio when reported."""
-    return {"update/ratio": [norm(u) for u in pack.weight_updates]} if includes(preset, "standard") else {}
 
 
 def finish(pack: Pack, values: dict[str, NDArray[Any]], rows: NDArray[np.int64], looked: NDArray[np.int64]) -> None:

@@ -1,5 +1,6 @@
 """Runs of one shape as one computation: their parameters in one matrix, their hyperparameters beside it."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -34,6 +35,9 @@ from worker.training.models import Layout, Net, Slot, layout_of
 from worker.training.optimizers import Directions
 from worker.training.penalties import Bound, Penalty, groups_in, joined, norms_in, settle
 from worker.training.regularizers import Constraint, WeightPenalty, is_proximal
+
+TOGETHER, BYTES, LARGE = 128, 2**22, 2**18
+"""How many updates wait for each other to be reduced, at most, how many bytes they may keep, and how large weights are of which copies cost more than calls."""
 
 
 @dataclass(frozen=True)
@@ -78,12 +82,17 @@ class Pack:
         """Of the first run: what all runs of a pack share. Numbers that may differ are read through `stack`."""
         self.dtype = torch.float64 if self.spec.dtype == "float64" else torch.float32
         self.layout: Layout = layout_of(shape)
-        self.flat = self._initial() if begin is None else begin[0].to(device, self.dtype)
-        self.gradient, self.update = torch.zeros_like(self.flat), torch.zeros_like(self.flat)
-        self.weights, self.weight_gradients, self.weight_updates = ([t[:, s.start : s.stop] for s in self.layout.weights] for t in (self.flat, self.gradient, self.update))
-        """Each layer's weight tensor in a row, (R, n) views: the instruments' side of the three matrices."""
+        self.both = _two(self._initial() if begin is None else begin[0].to(device, self.dtype))
+        """Weights and the loss's gradient, (2, R, P): one copy keeps both for the instruments."""
+        self.flat, self.gradient = (half.data for half in self.both)  # as views they would share a version counter, and autograd refuse weights beside a new gradient
+        self.update = torch.zeros_like(self.flat)
+        """By how much the last update changed the weights."""
+        self.weights, self.weight_gradients = ([t[:, s.start : s.stop] for s in self.layout.weights] for t in (self.flat, self.gradient))
+        """Each layer's weight tensor in a row, (R, n) views."""
         self.other_start = self.layout.weights[-1].stop
-        self.other_gradients = self.gradient[:, self.other_start :]
+        self.has_others = self.other_start < self.layout.parameters
+        self._together: dict[int, int] = {}
+        self._room = torch.empty_like(self.flat)
         self.none = torch.zeros(len(runs), dtype=torch.int64, device=device)
         self.buffers = torch.zeros(len(runs), sum(s.stop - s.start for s in self.layout.buffers), dtype=self.dtype, device=device)
         self.net = Net(self.spec.model, shape, len(runs), self.layout.views(self.flat), self.layout.views(self.gradient), self.layout.buffer_views(self.buffers))
@@ -126,6 +135,18 @@ class Pack:
         if self._of_loss is None:
             return None
         return sum((p.lam for p in self.penalties if isinstance(p.spec, L2)), self._of_loss.expand(self.size, 1))
+
+    def together(self, rows: int) -> int:
+        """How many updates with batches of so many rows the instruments reduce at once. On a GPU one, since there the last bit of a sum may depend on the sums beside it."""
+        if rows not in self._together:
+            numbers = 3 * self.flat.numel() + 2 * rows * self.size * sum(math.prod(layer.signal) for layer in self.shape)
+            waits = self.device.type == "cpu" and self.flat.nbytes <= LARGE
+            self._together[rows] = max(1, min(TOGETHER, BYTES // (numbers * self.flat.element_size()))) if waits else 1
+        return self._together[rows]
+
+    def room(self, rows: int) -> Tensor | None:
+        """Where the next update is written, (R, P); None: to a place of its own, since instruments wait with it."""
+        return self._room if self.together(rows) == 1 else None
 
     def stack(self, number: Callable[[JobSpec], float]) -> Tensor:
         """One number of every run's spec, in the job's dtype.  (R, 1)"""
@@ -233,6 +254,13 @@ class Pack:
     def _smoothing(self) -> Tensor | None:
         smoothing = [concrete(run.spec.loss.label_smoothing) if isinstance(run.spec.loss, CrossEntropy) else 0.0 for run in self.runs]
         return self.stack(lambda s: concrete(s.loss.label_smoothing) if isinstance(s.loss, CrossEntropy) else 0.0) if any(smoothing) else None
+
+
+def _two(flat: Tensor) -> Tensor:
+    """A matrix and as much room for another of its size, both at an address that fits the widest registers.  (R, P) -> (2, R, P)"""
+    room = flat.new_zeros(2, -(-flat.numel() // 16) * 16)[:, : flat.numel()].unflatten(1, flat.shape)
+    room[0] = flat
+    return room
 
 
 def _highest(spec: Regularizer) -> float:

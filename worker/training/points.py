@@ -11,7 +11,7 @@ from torch import Tensor
 
 from regtrain.contract.events import Points
 from worker.training import laws
-from worker.training.diagnostics import Measured, finish
+from worker.training.diagnostics import Measured, Reading, Sums, finish, reduced, told
 from worker.training.pack import Pack
 
 MOST_STEPS = 1024
@@ -38,16 +38,26 @@ class Recorder:
     _rows: list[int] = field(default_factory=list)
     _rates: list[NDArray[np.float64]] = field(default_factory=list)
     _measured: dict[str, list[Tensor | list[Tensor]]] = field(default_factory=dict)
+    _readings: list[Reading] = field(default_factory=list)
+    """Of the last updates, all of one shape: not reduced yet."""
+    _sums: list[Sums] = field(default_factory=list)
     _looked: list[int] = field(default_factory=list)
     """Places in `_steps` at which what is measured once an epoch was."""
     _after: list[tuple[int, dict[str, Tensor], Tensor]] = field(default_factory=list)
     _since: float = -SECONDS
     """When the last report was made; long ago at first, so that the first update shows at once that training goes on."""
 
-    def add(self, t: int, rows: int, rates: NDArray[np.float64], measured: Measured, *, look: bool) -> None:
-        """What update t measured on a batch of `rows`, with `look` also what is measured once an epoch; rates: (r,) the learning rates on the host."""
+    def add(self, pack: Pack, t: int, rows: int, rates: NDArray[np.float64], measured: Measured, reading: Reading | None, *, look: bool) -> None:
+        """What update t measured on a batch of `rows`, with `look` also what is measured once an epoch, and what it left to be reduced; rates: (r,) the learning
+        rates on the host."""
         if look:
             self._looked.append(len(self._steps))
+        if reading is not None:
+            if self._readings and self._rows[-1] != rows:
+                self._reduce(pack)
+            self._readings.append(reading)
+            if len(self._readings) >= pack.together(rows):
+                self._reduce(pack)
         self._steps.append(t)
         self._rows.append(rows)
         self._rates.append(rates)
@@ -74,10 +84,11 @@ class Recorder:
             return None
         points = Points(pack=self.index, step=done, steps={}, values={}, counts={})
         if self._steps:
+            self._reduce(pack)
             self._dense(points, pack, places)
         if self._after:
             self._sparse(points, places)
-        self._steps, self._rows, self._rates, self._measured, self._looked, self._after = [], [], [], {}, [], []
+        self._steps, self._rows, self._rates, self._measured, self._sums, self._looked, self._after = [], [], [], {}, [], [], []
         return points
 
     def settle(self, alive: NDArray[np.bool_], places: list[int], done: int) -> None:
@@ -85,9 +96,15 @@ class Recorder:
         for row in np.flatnonzero(~alive):
             self.ended.setdefault(places[row], done)
 
+    def _reduce(self, pack: Pack) -> None:
+        """What was left so far becomes numbers."""
+        if self._readings:
+            self._sums.append(reduced(pack, self._readings))
+            self._readings = []
+
     def _dense(self, points: Points, pack: Pack, places: list[int]) -> None:
         steps = np.array(self._steps, np.int64)
-        values = {name: _host(parts) for name, parts in self._measured.items()}
+        values = {name: _host(parts) for name, parts in self._measured.items()} | (told(pack, self._sums) if self._sums else {})
         alive, active = values.pop("alive"), values.pop("active")
         values.setdefault("learning_rate", np.stack(self._rates))
         looked = np.array(self._looked, np.int64)

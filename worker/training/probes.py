@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from regtrain.contract.series import BINS, HIGHEST, LOWEST
-from worker.training.diagnostics import norm, product
 from worker.training.draws import generator
 from worker.training.evaluate import NUMBERS, Part
 from worker.training.losses import averaged
 from worker.training.losses import loss as loss_of
 from worker.training.losses import size as size_of
 from worker.training.models import Net, backward, forward
+from worker.training.norms import norm, product
 from worker.training.pack import Pack
 
 EVERY = 256

@@ -75,7 +75,8 @@ class Running:
         x, y = self.feed.batch(self.done)
         rates, lr = self.feed.rates(self.done)
         look = self.done % self.job.per_epoch == 0
-        self.recorder.add(self.done, y.shape[-1], rates, step(self.pack, x, y, t=self.done, lr=lr, look=look), look=look)
+        measured, reading = step(self.pack, x, y, t=self.done, lr=lr, look=look)
+        self.recorder.add(self.pack, self.done, y.shape[-1], rates, measured, reading, look=look)
         self.done += 1
         if self.done % self.job.per_epoch == 0:
             self.evaluate((x, y, self.done - 1))

@@ -250,7 +250,7 @@ def _slope_off(job: JobSpec, device: str) -> float:
 
     def loss(weights: torch.Tensor) -> torch.Tensor:
         pack.flat.copy_(weights)
-        found = step(pack, ready.train.x, ready.train.y, t=0, lr=still)["loss/train"]
+        found = step(pack, ready.train.x, ready.train.y, t=0, lr=still)[0]["loss/train"]
         assert isinstance(found, torch.Tensor)
         return found
 

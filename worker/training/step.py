@@ -14,9 +14,9 @@ from regtrain.contract.diagnostics import includes
 from regtrain.contract.models import BatchNorm
 from regtrain.contract.optimizers import Lbfgs, Proximal
 from regtrain.contract.regularizers import WeightDecay
-from worker.training import diagnostics, laws, reparametrized
+from worker.training import diagnostics, reparametrized
 from worker.training.activations import of_activations
-from worker.training.diagnostics import Measured
+from worker.training.diagnostics import Measured, Reading
 from worker.training.losses import averaged
 from worker.training.losses import loss as loss_of
 from worker.training.losses import size as size_of
@@ -39,39 +39,40 @@ _Term = tuple[str, Tensor, bool, Callable[[], list[Tensor]], list[slice]]
 
 
 @torch.no_grad()
-def step(pack: Pack, x: Tensor, y: Tensor, *, t: int, lr: Tensor, look: bool = False) -> Measured:
+def step(pack: Pack, x: Tensor, y: Tensor, *, t: int, lr: Tensor, look: bool = False) -> tuple[Measured, Reading | None]:
     """Update t of every living run, in place.  x: (B, features) or (R, B, features); y: (B,) or (R, B); lr: (R, 1). `look`: measure what is measured once an epoch, too.
 
-    Returns what was measured: (R,) or one (R,) a layer for each series. `alive` says which runs took part, `active` which of them moved.
+    Returns what was measured, (R,) or one (R,) a layer for each series, and what is left for instruments that reduce many updates at once.
+    `alive` says which runs took part, `active` which of them moved.
     """
-    preset = pack.spec.diagnostics
-    loss, measured, moments, omega = _backward(pack, x, y, t, look)
+    preset, rows = pack.spec.diagnostics, y.shape[-1]
+    loss, measured, sides, moments, omega = _backward(pack, x, y, t, look)
     gradient, alive = pack.gradient, pack.alive
     active = alive & torch.isfinite(loss + gradient.sum(1))
     everyone = pack.device.type == "cpu" and bool(active.all())  # on a CPU asking is cheaper than masking
     measured |= {"alive": alive, "active": active, "loss/train": loss}
-    measured |= diagnostics.of_gradient(preset, pack, clean=everyone)
     measured |= diagnostics.of_identities(preset, pack, moments[0] if pack.spec.budget.accumulate == 1 else None)
     for of_part in moments:
         _average(pack, of_part, active)
-    gradient = _with_penalties(pack, gradient, loss, omega, measured)
+    gradient, penalties = _with_penalties(pack, gradient, loss, omega, measured)
+    reading = diagnostics.read(pack, rows, sides, penalties)
     if pack.spec.clip is not None and pack.limit is not None:
         gradient, changed = clipped(pack.spec.clip, gradient, pack.limit)
         measured |= {"gradient/clipped": changed} if includes(preset, "light") else {}
-    measured |= diagnostics.of_weights(preset, pack)
     if isinstance(pack.spec.optimizer, Proximal | Lbfgs):
-        _solve(pack, gradient.clone(), measured, active.unsqueeze(1), _smooth(pack, x, y))
+        _solve(pack, gradient.clone(), measured, active.unsqueeze(1), _smooth(pack, x, y), rows=rows)
     else:
-        _update(pack, gradient, None if everyone else active.unsqueeze(1), lr, measured)
-    measured |= diagnostics.of_update(preset, pack)
+        _update(pack, gradient, None if everyone else active.unsqueeze(1), lr, measured, rows=rows)
+    if reading is not None:
+        diagnostics.read_update(pack, reading)
     if pack.spec.on_nonfinite == "stop":
         pack.alive = active
     if "converged" in pack.directions.state:
         pack.alive = pack.alive & (pack.directions.state["converged"] == 0).squeeze(1)
-    return measured
+    return measured, reading
 
 
-def _backward(pack: Pack, x: Tensor, y: Tensor, t: int, look: bool) -> tuple[Tensor, Measured, list[Moments], Vanishing | None]:
+def _backward(pack: Pack, x: Tensor, y: Tensor, t: int, look: bool) -> tuple[Tensor, Measured, list[Tensor], list[Moments], Vanishing | None]:
     """Mean loss of each run (R,), its gradient into `pack.gradient`, the signals of the whole batch, batch norm's moments of each micro-batch, and Ω."""
     rows, spec = y.shape[-1], pack.spec
     reparametrized.iterate(pack.shape, pack.net.tensors, pack.net.buffers, pack.alive)
@@ -80,28 +81,30 @@ def _backward(pack: Pack, x: Tensor, y: Tensor, t: int, look: bool) -> tuple[Ten
     if size == rows:
         trace = forward(pack.net, x, kept=kept)
         loss, slope = averaged(*loss_of(spec.loss, trace.outputs, y, smoothing=pack.smoothing, weights=pack.class_weights), whole)
-        deltas = backward(pack.net, trace, slope, add=False)
-        return loss, _signals(pack, [trace.layers], [deltas], look), [trace.moments], _omega(pack, [trace.layers], [deltas], rows)
-    parts = [_micro(pack, x, y, kept, slice(first, first + size), whole) for first in range(0, rows, size)]
-    layers, back = [p[1] for p in parts], [p[2] for p in parts]
-    return torch.stack([p[0] for p in parts]).sum(0), _signals(pack, layers, back, look), [p[3] for p in parts], _omega(pack, layers, back, rows)
+        layers, back, moments = [trace.layers], [backward(pack.net, trace, slope, add=False)], [trace.moments]
+    else:
+        parts = [_micro(pack, x, y, kept, slice(first, first + size), whole) for first in range(0, rows, size)]
+        layers, back, moments = [p[1] for p in parts], [p[2] for p in parts], [p[3] for p in parts]
+        loss = torch.stack([p[0] for p in parts]).sum(0)
+    return loss, *_signals(pack, layers, back, look), moments, _omega(pack, layers, back, rows)
 
 
 def _omega(pack: Pack, layers: list[list[Passed]], deltas: list[list[Tensor]], rows: int) -> Vanishing | None:
     return None if pack.omega is None else vanishing(pack.net, layers, deltas, lam=pack.omega.lam, rows=rows)
 
 
-def _signals(pack: Pack, layers: list[list[Passed]], deltas: list[list[Tensor]], look: bool) -> Measured:
-    """What both sides of every layer say of the whole batch. Both lists: of every micro-batch, of every layer."""
-    preset, every = pack.spec.diagnostics, range(len(pack.shape))
+def _signals(pack: Pack, layers: list[list[Passed]], deltas: list[list[Tensor]], look: bool) -> tuple[Measured, list[Tensor]]:
+    """What both sides of every layer say of the whole batch: measured, and left as it is. Both lists: of every micro-batch, of every layer."""
+    preset = pack.spec.diagnostics
     if not includes(preset, "standard"):
-        return {}
-    signals = [_whole([part[layer].signal for part in layers]) for layer in every]
-    whole = [_whole([part[layer] for part in deltas]) for layer in every]
-    measured = diagnostics.of_signals(preset, signals, whole, pack.size) | of_activations(preset, pack, layers)
+        return {}, []
+    back = _whole(deltas)
+    sides = _whole([[passed.signal for passed in part] for part in layers]) + back
+    measured: Measured = {}
     if includes(preset, "full"):
-        measured[laws.HEAD] = diagnostics.norm(_whole([part[-1].input for part in layers]))
-    return measured | (diagnostics.of_time(preset, pack.shape, whole) if look else {})
+        sides += _whole([[part[-1].input] for part in layers])
+        measured |= of_activations(preset, pack, layers)
+    return measured | (diagnostics.of_time(preset, pack.shape, back) if look else {}), sides
 
 
 def _micro(pack: Pack, x: Tensor, y: Tensor, kept: dict[str, Tensor] | None, part: slice, whole: Tensor | int) -> tuple[Tensor, list[Passed], list[Tensor], Moments]:
@@ -113,9 +116,9 @@ def _micro(pack: Pack, x: Tensor, y: Tensor, kept: dict[str, Tensor] | None, par
     return loss, trace.layers, deltas, trace.moments
 
 
-def _whole(parts: list[Tensor]) -> Tensor:
-    """Micro-batches as one batch: rows are the second axis of dense signals and the first of images."""
-    return parts[0] if len(parts) == 1 else torch.cat(parts, 1 if parts[0].dim() == 3 else 0)
+def _whole(parts: list[list[Tensor]]) -> list[Tensor]:
+    """Micro-batches as one batch, tensor by tensor: rows are the second axis of dense signals and the first of images."""
+    return parts[0] if len(parts) == 1 else [torch.cat(same, 1 if same[0].dim() == 3 else 0) for same in zip(*parts, strict=True)]
 
 
 def _average(pack: Pack, moments: Moments, active: Tensor) -> None:
@@ -130,13 +133,13 @@ def _average(pack: Pack, moments: Moments, active: Tensor) -> None:
                 running.copy_(torch.where(active.unsqueeze(1), running.lerp(batch, layer.normalization.momentum), running))
 
 
-def _with_penalties(pack: Pack, gradient: Tensor, loss: Tensor, omega: Vanishing | None, measured: Measured) -> Tensor:
-    """The ledger of every penalty, and the gradient with λ∇R of the coupled ones, analytic, at the weights of the loss."""
+def _with_penalties(pack: Pack, gradient: Tensor, loss: Tensor, omega: Vanishing | None, measured: Measured) -> tuple[Tensor, Tensor | None]:
+    """The ledger of every penalty, the gradient with λ∇R of the coupled ones, analytic, at the weights of the loss, and where it is looked at λ∇R of them all."""
     terms: list[_Term] = [(p.name, p.value(pack.flat), is_coupled(p.spec), partial(p.gradients, pack.flat), p.columns) for p in pack.penalties]
     if omega is not None and pack.omega is not None:
         terms.append((pack.omega.name, omega.value, True, lambda: omega.gradients, pack.omega.columns))
     if not terms:
-        return gradient
+        return gradient, None
     watch = includes(pack.spec.diagnostics, "standard")
     objective, added, total = loss, gradient, None
     for name, value, coupled, gradients, columns in terms:
@@ -156,9 +159,7 @@ def _with_penalties(pack: Pack, gradient: Tensor, loss: Tensor, omega: Vanishing
                 everything[:, : total.shape[1]] = total
             total = _add(everything, own, columns)
     measured["objective/train"] = objective
-    if total is not None:
-        measured |= diagnostics.of_penalties(pack.spec.diagnostics, pack, total)
-    return added
+    return added, total
 
 
 def _add(whole: Tensor, parts: list[Tensor], columns: list[slice]) -> Tensor:
@@ -167,7 +168,7 @@ def _add(whole: Tensor, parts: list[Tensor], columns: list[slice]) -> Tensor:
     return whole
 
 
-def _update(pack: Pack, gradient: Tensor, active: Tensor | None, lr: Tensor, measured: Measured) -> None:
+def _update(pack: Pack, gradient: Tensor, active: Tensor | None, lr: Tensor, measured: Measured, *, rows: int) -> None:
     """Direction, step penalty, decoupled decay, update, prox and projection; nothing moves where `active` (R, 1) is false. None: all runs move."""
     direction, factor = _direction(pack, gradient, active)
     rate = lr
@@ -178,14 +179,14 @@ def _update(pack: Pack, gradient: Tensor, active: Tensor | None, lr: Tensor, mea
         direction = shortened(direction, alpha=alpha, lr=lr, squared=squared)
         moved = torch.linalg.vector_norm(rate * direction, dim=1)
         measured["penalty/step_penalty"] = alpha.squeeze(1) * (0.5 * moved.square() if squared else moved)
-    torch.mul(direction, -rate, out=pack.update)
+    pack.update = torch.mul(direction, -rate, out=pack.room(rows))
     if not pack.reshapes:
         pack.flat.add_(pack.update)
         return
     after = _decayed(pack, pack.update, rate, factor)
     if pack.bounds and active is not None:  # a projection moves weights that no rate holds still
         after = torch.where(active, after, pack.flat)
-    torch.sub(after, pack.flat, out=pack.update)
+    pack.update = torch.sub(after, pack.flat, out=pack.room(rows))
     pack.flat.copy_(after)
 
 
@@ -209,7 +210,7 @@ def _smooth(pack: Pack, x: Tensor, y: Tensor) -> Objective:
     return at
 
 
-def _solve(pack: Pack, gradient: Tensor, measured: Measured, active: Tensor, smooth: Objective) -> None:
+def _solve(pack: Pack, gradient: Tensor, measured: Measured, active: Tensor, smooth: Objective, *, rows: int) -> None:
     """One update of an optimizer that chooses its own steps; runs that are not `active` (R, 1) keep their weights and its state."""
     state, idle = dict(pack.directions.state), ~active
     value = measured.get("objective/train", measured["loss/train"])
@@ -229,7 +230,7 @@ def _solve(pack: Pack, gradient: Tensor, measured: Measured, active: Tensor, smo
         now = pack.directions.state[name]
         pack.directions.state[name] = torch.where(active.view(-1, *[1] * (now.dim() - 1)), now, before)
     after = torch.where(active, after, pack.flat)
-    torch.sub(after, pack.flat, out=pack.update)
+    pack.update = torch.sub(after, pack.flat, out=pack.room(rows))
     pack.flat.copy_(after)
     measured["learning_rate"] = steps.squeeze(1)
 

@@ -150,7 +150,8 @@ class Client:
 
         Args:
             job: whose symptom is to be cured.
-            request: `symptom`, `remedies` ([{"label": …, "set": {path: value}}] in place of the candidates), `seeds` (at least 8), `epochs`.
+            request: `symptom`, `remedies` ([{"label": …, "set": {path: value}}] in place of the candidates), `seeds` (at least 8), `epochs`,
+                `**{"continue": True}` (go on from the job's trained weights, with surgery among the candidates).
 
         Raises:
             Conflict: the job has not ended.

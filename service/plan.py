@@ -76,7 +76,7 @@ class PlanAnswer(BaseModel):
     pack_bytes: dict[str, int] = Field(description="Device kind → memory of its largest pack.")
     rows_bytes: int
     variants: list[VariantAnswer] = Field(description="What each variant comes to; layers, parameters and steps above are those of the spec as it stands.")
-    signal: SignalAnswer
+    signal: SignalAnswer | None = Field(description="Null for a job that begins from trained weights: theory knows initial ones.")
     expected_seconds: dict[str, float | None] = Field(description="Device kind → wall time of the whole job; null until a worker has finished one of this shape and these packs.")
 
 

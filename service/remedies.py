@@ -1,16 +1,17 @@
 """Remedies for what is wrong with a job: the candidates with what they are expected to do, the job that tries them, and its verdicts. As JSON, JSON Lines, CSV or text."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, Field
 from starlette.concurrency import run_in_threadpool
 
-from regtrain.contract.errors import Conflict
+from regtrain.contract.datasets import Facts
+from regtrain.contract.errors import Conflict, SpecRefused
 from regtrain.contract.given import given_of
 from regtrain.contract.job import JobSpec, resolved
-from regtrain.contract.remedies import Patient, remedies, request_of, trial_of
+from regtrain.contract.remedies import Patient, Remedy, candidates_for, going_on, request_of, trial_of
 from regtrain.contract.states import FINAL
 from regtrain.contract.symptoms import SymptomName
 from regtrain.store import jobs
@@ -23,7 +24,9 @@ from service.requests import JobId, Store, json_body
 
 router = APIRouter(tags=["jobs"])
 Direction = Literal["up", "down", "even"]
-COLUMNS = ["label", "set", "expects", "trial", "verdict", "pairs", "shown", "difference", "p"]
+COLUMNS = ["label", "set", "expects", "trial", "verdict", "pairs", "shown", "difference", "p", "continues"]
+JUDGED = ["verdict", "pairs", "shown", "difference", "p"]
+SURGERY = "begin.surgery"
 
 
 class RemedyAnswer(BaseModel):
@@ -31,6 +34,7 @@ class RemedyAnswer(BaseModel):
     set: dict[str, Any] = Field(description="Path → whole value, as in `variants`.")
     expects: dict[str, Direction] = Field(description="Series → what should become of it; `even`: of one size in all layers.")
     why: str
+    continues: bool = Field(description="Whether it goes on from the weights with which the run has ended, and keeps what was learned; `POST` with `continue` tries it.")
 
 
 class VerdictAnswer(BaseModel):
@@ -49,6 +53,7 @@ class TrialAnswer(BaseModel):
     job: str
     state: str
     terminal: bool
+    continues: bool = Field(description="Whether its contestants go on from the job's trained weights.")
     symptom: str | None
     confirmed: str | None = Field(description="Label of the best remedy that is confirmed; null before the end, and where no remedy helps.")
     in_words: str | None
@@ -68,12 +73,13 @@ EXAMPLE: dict[str, Any] = {
     "remedies": [
         {
             "label": "residual", "set": {"model.residual": True}, "expects": {"signal/backward": "even"},
-            "why": "theory: the first hidden layer then gets 1 of the last one's signal gradient, now 4.5e-21",
+            "why": "theory: the first hidden layer then gets 1 of the last one's signal gradient, now 4.5e-21", "continues": False,
         }
     ],
     "trials": [
         {
-            "job": "job_01JD3QZ7M8XK5T2V9R4C6B1N0Q", "state": "succeeded", "terminal": True, "symptom": "vanishing_signal", "confirmed": "residual",
+            "job": "job_01JD3QZ7M8XK5T2V9R4C6B1N0Q", "state": "succeeded", "terminal": True, "continues": False, "symptom": "vanishing_signal",
+            "confirmed": "residual",
             "in_words": "residual is confirmed: vanishing_signal is gone and loss/val is better than the control's by 1.04 on average over 8 paired seeds (p = 0.0039).",
             "verdicts": [
                 {
@@ -122,9 +128,12 @@ def list_remedies(request: Request, db: Store, id: JobId, symptom: Symptom = Non
                 "application/json": {
                     "schema": {
                         "type": "object",
-                        "description": "`symptom`: default the job's own. `remedies`: [{label, set}] in place of the candidates. `seeds`: at least 8. `epochs`: of each run.",
+                        "description": "`symptom`: default the job's own. `remedies`: [{label, set}] in place of the candidates. `seeds`: at least 8. `epochs`: of each run. `continue`: all contestants go on from the weights with which the run has ended.",
                     },
-                    "examples": {"plain": {"value": EXAMPLE_REQUEST}, "own": {"summary": "A remedy of your own", "value": EXAMPLE_OWN}},
+                    "examples": {
+                        "plain": {"value": EXAMPLE_REQUEST},
+                        "own": {"summary": "A remedy of your own", "value": EXAMPLE_OWN},
+                    },
                 }
             },
         }
@@ -133,7 +142,8 @@ def list_remedies(request: Request, db: Store, id: JobId, symptom: Symptom = Non
 async def try_remedies(request: Request, db: Store, id: JobId) -> Response:
     """A new job: the control, the candidates and as many random changes from the same space, over the same seeds and held-out rows; the worse half leaves after a quarter
     of the seeds, and again after half of them. A remedy is confirmed if the symptom is gone and the held-out metric beats the control's (p < 0.05 over all pairs, exact,
-    corrected for their number). `result.trial` has the verdicts. 409 unless the job has ended."""
+    corrected for their number). `result.trial` has the verdicts. With `continue` the control is the job's own weights trained on, the candidates are surgery and what changes
+    no shape, and the seeds differ in row order and dropout. 409 unless the job has ended."""
     body = b"{}" if _is_empty(request) else await json_body(request)
     return await run_in_threadpool(_try, db, id, body)
 
@@ -148,43 +158,83 @@ def _try(db: Database, id: str, body: bytes) -> Response:
     if job.state not in FINAL:
         raise Conflict(f"job {id} is {job.state}: what is wrong with it is known when it has ended")
     of, facts = _patient(db, job, asked.symptom)
-    made, warnings = trial_of(of, facts, asked, before=jobs.confirmed_before(db, of.symptom))
-    trial = jobs.submit(db, made, given=resolved(made), warnings=warnings, idempotency=jobs.key_of(id, given))
+    if asked.goes_on:
+        of = going_on(of, asked.symptom)
+    made, warnings = trial_of(of, facts, asked, before=jobs.confirmed_before(db, of.symptom, goes_on=asked.goes_on))
+    try:
+        made, more = jobs.completed(db, made, facts)
+    except SpecRefused as refusal:
+        raise SpecRefused([replace(problem, path="continue" if asked.goes_on else problem.path) for problem in refusal.problems]) from None
+    trial = jobs.submit(db, made, given=resolved(made), warnings=[*warnings, *more], idempotency=jobs.key_of(id, given))
     return json_answer(shown(db, trial), 201, Location=f"/v1/jobs/{trial.id}")
 
 
-def _patient(db: Database, job: jobs.Job, symptom: SymptomName | None) -> tuple[Patient, Any]:
+def _patient(db: Database, job: jobs.Job, symptom: SymptomName | None) -> tuple[Patient, Facts]:
     spec = JobSpec.model_validate_json(dumps(job.spec))
     return jobs.patient_of(db, job.id, spec, symptom), facts_of_spec(db, spec)
 
 
 def _answer(db: Database, id: str, symptom: SymptomName | None) -> dict[str, Any]:
     of, facts = _patient(db, jobs.get(db, id), symptom)
-    found = remedies(of.spec, facts, of.symptom, evidence=of.evidence, before=jobs.confirmed_before(db, of.symptom))
-    return {"job": id, "symptom": of.symptom, "remedies": [asdict(remedy) for remedy in found], "trials": [_trial(job) for job in jobs.trials_of(db, id)]}
+    found = candidates_for(of, facts, before=jobs.confirmed_before(db, of.symptom))
+    return {
+        "job": id,
+        "symptom": of.symptom,
+        "remedies": [asdict(remedy) for remedy in [*found, *_surgery(db, of, facts)]],
+        "trials": [_trial(job) for job in jobs.trials_of(db, id)],
+    }
+
+
+def _surgery(db: Database, of: Patient, facts: Facts) -> list[Remedy]:
+    """What goes on from the run's weights, each with all that a spec needs for it; nothing where there are no weights, or no rows that they have not seen."""
+    try:
+        later = going_on(of)
+        jobs.completed(db, later.spec, facts)
+    except SpecRefused:
+        return []
+    found = candidates_for(later, facts, before=jobs.confirmed_before(db, later.symptom, goes_on=True))
+    return [_whole(remedy, of) for remedy in found if remedy.continues]
+
+
+def _whole(remedy: Remedy, of: Patient) -> Remedy:
+    """The values that the job's own spec needs for surgery: it does not begin from its own weights yet."""
+    others = {path: value for path, value in remedy.set.items() if path != SURGERY}
+    return replace(remedy, set={"begin": {"job": of.job, "run": of.run, "surgery": remedy.set[SURGERY]}, **others})
 
 
 def _trial(job: jobs.Job) -> dict[str, Any]:
     said: dict[str, Any] = (job.result or {}).get("trial") or {}
-    symptom = (job.spec.get("trial") or {}).get("symptom")
-    told = {"symptom": symptom, "confirmed": said.get("confirmed"), "in_words": said.get("in_words"), "verdicts": said.get("verdicts", [])}
-    return {"job": job.id, "state": job.state, "terminal": job.terminal, **told}
+    of: dict[str, Any] = job.spec.get("trial") or {}
+    continues = (job.spec.get("begin") or {}).get("job") == of.get("of")
+    told = {"symptom": of.get("symptom"), "confirmed": said.get("confirmed"), "in_words": said.get("in_words"), "verdicts": said.get("verdicts", [])}
+    return {"job": job.id, "state": job.state, "terminal": job.terminal, "continues": continues, **told}
 
 
 def _records(answer: dict[str, Any]) -> list[Record]:
-    """A line each: the candidates with the verdict of the newest trial that tried them, then what else was tried."""
-    tried: dict[str, Record] = {}
+    """A line each: the candidates with the verdict of the newest trial that tried them, then what else was tried. What goes on from trained weights is tried by itself."""
+    tried: dict[tuple[str, bool], Record] = {}
     for trial in reversed(answer["trials"]):
-        tried |= {verdict["label"]: {"trial": trial["job"], **{name: verdict[name] for name in COLUMNS[4:]}} for verdict in trial["verdicts"]}
-    lines = [{"label": one["label"], "set": one["set"], "expects": one["expects"], **tried.pop(one["label"], {})} for one in answer["remedies"]]
-    return [*lines, *({"label": label, **verdict} for label, verdict in tried.items())]
+        tried |= {(verdict["label"], trial["continues"]): {"trial": trial["job"], **{name: verdict[name] for name in JUDGED}} for verdict in trial["verdicts"]}
+    lines = [{**{name: one[name] for name in ("label", "set", "expects", "continues")}, **tried.pop((one["label"], one["continues"]), {})} for one in answer["remedies"]]
+    return [*lines, *({"label": label, "continues": continues, **verdict} for (label, continues), verdict in tried.items())]
 
 
 def as_text(answer: dict[str, Any]) -> str:
     head = f"remedies for {answer['symptom'] or 'a job in which nothing is known to be wrong'}"
-    names = ["label", *COLUMNS[4:]]
+    names = ["label", *JUDGED]
     records = _records(answer)
-    lines = columns_of([names, *([printable(short(one.get(name))) for name in names] for one in records)]) if records else ["no change of the spec is known to help"]
-    whys = [f"  {printable(one['label'])}: {printable(one['why'])}" for one in answer["remedies"]]
-    said = [f"{trial['job']} ({trial['state']})" + (f": {printable(trial['in_words'])}" if trial["in_words"] else "") for trial in answer["trials"]]
+    lines = (
+        columns_of([names, *([printable(_named(one)), *(printable(short(one.get(name))) for name in JUDGED)] for one in records)])
+        if records
+        else ["no change of the spec is known to help"]
+    )
+    whys = [f"  {printable(_named(one))}: {printable(one['why'])}" for one in answer["remedies"]]
+    said = [
+        f"{trial['job']} ({trial['state']}{', continued' if trial['continues'] else ''})" + (f": {printable(trial['in_words'])}" if trial["in_words"] else "")
+        for trial in answer["trials"]
+    ]
     return "\n".join([head, *lines, *whys, *(said or ["not tried yet"])]) + "\n"
+
+
+def _named(one: Record) -> str:
+    return f"continued: {one['label']}" if one["continues"] else str(one["label"])

@@ -213,12 +213,15 @@ def remedies(
     job: JobId,
     url: Url = "",
     tried: Annotated[bool, typer.Option("--try", help="Try them against an untouched control, and wait for the verdicts.")] = False,
+    continued: Annotated[bool, typer.Option("--continue", help="With --try: go on from the job's trained weights, with surgery among the candidates.")] = False,
     symptom: Annotated[str, typer.Option(help="Remedies for another symptom than the job's own.", show_default=False)] = "",
 ) -> None:
     """Show what may cure a job, and what trials have said."""
+    if continued and not tried:
+        raise typer.BadParameter("it says how remedies are tried: give --try too", param_hint="--continue")
     with _client(url) as client:
         if tried:
-            trial = client.try_remedies(job, **({"symptom": symptom} if symptom else {}))
+            trial = client.try_remedies(job, **({"symptom": symptom} if symptom else {}), **({"continue": True} if continued else {}))
             for warning in trial.get("warnings", []):
                 err.print(f"[yellow]warning:[/] {escape(warning['path'])}: {escape(warning['message'])}")
             _watch(client, trial["id"])

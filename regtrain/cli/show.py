@@ -84,8 +84,10 @@ def plan(console: Console, found: dict[str, Any]) -> None:
         console.print(f"  [yellow]warning[/]  {escape(warning['path'])}: {escape(warning['message'])}", soft_wrap=True)
 
 
-def _signal(found: dict[str, Any]) -> dict[str, str]:
+def _signal(found: dict[str, Any] | None) -> dict[str, str]:
     """What theory predicts, in a few words."""
+    if found is None:
+        return {}
     ratio, chi, depth, loss, dead = (found[name] for name in ("gradient_ratio", "chi", "trainable_depth", "initial_loss", "dead"))
     reach = f"χ tends to {chi:.4g}" + (f", trainable depth {depth:.3g}" if depth is not None else "") if chi is not None else ""
     words = [f"first/last hidden layer {ratio:.3g}" if ratio is not None else "", reach, f"{dead:.1%} dead units" if dead is not None else ""]

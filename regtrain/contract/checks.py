@@ -65,7 +65,7 @@ def check(spec: JobSpec, facts: Facts) -> list[Warned]:
     for place, variant in enumerate(spec.variants):
         own = spec_of(spec, variant)
         found += [replace(problem, path=f"variants.{place}.set.{problem.path}") for problem in _refusals(own, facts)]
-    if found or (found := [*searching.of_variants(spec), *trial.refusals(spec), *_limits(spec, facts)]):
+    if found or (found := [*searching.of_variants(spec), *trial.refusals(spec, facts), *_limits(spec, facts)]):
         raise SpecRefused(found)
     return list(dict.fromkeys(warning for _, variant in specs_of(spec) for warning in _warnings(variant, facts)))
 

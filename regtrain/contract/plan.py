@@ -54,8 +54,8 @@ class Plan:
     """Device kind → memory of its largest pack."""
     rows_bytes: int
     """Memory of all rows on the device, once: folds that share a pack have them once each."""
-    signal: Signal
-    """What mean-field theory predicts for the first run before its first update."""
+    signal: Signal | None
+    """What mean-field theory predicts for the first run before its first update; None where it begins from trained weights, of which theory knows nothing."""
     variants: list[VariantPlan]
 
 
@@ -76,7 +76,7 @@ def plan(spec: JobSpec, facts: Facts) -> Plan:
         run_bytes=max(each.values()),
         pack_bytes={device: max(_pack_bytes([runs[index] for index in pack], each, folds) for pack in of) for device, of in members.items()},
         rows_bytes=item * facts.rows * (facts.features + facts.outputs),
-        signal=signal(first, facts, shape_of(first, facts)),
+        signal=signal(first, facts, shape_of(first, facts)) if first.begin is None else None,
         variants=[_variant(label, variant, facts) for label, variant in specs_of(spec) if label is not None],
     )
 

@@ -147,6 +147,9 @@ SYMPTOMS: tuple[Symptom, ...] = (
 )  # fmt: skip
 """A model that knows nothing answers 0; the best constant answers the mean of the targets, or the shares of the classes."""
 
+OF_INITIAL_WEIGHTS: frozenset[SymptomName] = frozenset({"equal_units", "poor_first_loss", "vanishing_signal", "exploding_signal", "rate_too_low"})
+"""Looked for in nets that draw their weights: one that goes on from trained weights never shows them."""
+
 BY_NAME: dict[str, Symptom] = {symptom.name: symptom for symptom in SYMPTOMS}
 assert tuple(BY_NAME) == get_args(SymptomName)
 

@@ -14,7 +14,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field
 
 from regtrain.contract.base import Part
+from regtrain.contract.datasets import Facts, counts
 from regtrain.contract.errors import Problem
+from regtrain.contract.ranges import concrete
+from regtrain.contract.regularizers import Dropout
 from regtrain.contract.symptoms import SymptomName
 
 if TYPE_CHECKING:
@@ -40,7 +43,7 @@ class Trial(Part):
     """Label of the variant that nothing was changed in."""
 
 
-def refusals(spec: "JobSpec") -> Iterator[Problem]:
+def refusals(spec: "JobSpec", facts: Facts) -> Iterator[Problem]:
     """What a trial cannot do without."""
     if (trial := spec.trial) is None:
         return
@@ -56,10 +59,18 @@ def refusals(spec: "JobSpec") -> Iterator[Problem]:
         yield Problem("selection.seeds", f"{spec.selection.seeds} pairs are too few to confirm anything", f"use at least {LEAST_PAIRS} seeds")
     elif len(contestants) / 2**spec.selection.seeds >= P:
         yield Problem("selection.seeds", f"with {len(contestants)} remedies not even {spec.selection.seeds} of {spec.selection.seeds} pairs are significant", "use more seeds")
+    if spec.begin is not None and not _differs(spec, counts(spec.dataset, facts, seed=spec.seed).train):
+        reason = "from trained weights, with all rows in every batch and without dropout, every seed is the same run: there would be one pair, not eight"
+        yield Problem("budget.batch_size", reason, "use smaller batches, or dropout")
     if spec.dataset.validation == 0:
         yield Problem("dataset.validation", "remedies are compared on validation rows", "set dataset.validation, such as 0.2")
     if spec.selection.folds is not None or spec.selection.refit:
         yield Problem("selection", "a trial compares seeds on the same held-out rows", "leave folds and refit out")
+
+
+def _differs(spec: "JobSpec", rows: int) -> bool:
+    """Whether the control's runs differ from seed to seed though they begin from the same weights: by the rows of their batches, or by what dropout drops."""
+    return spec.budget.batch_size not in ("all", rows) or any(isinstance(r, Dropout) and concrete(r.rate) > 0 for r in spec.regularizers)
 
 
 # ---------------------------------------------------------------- waves

@@ -73,7 +73,7 @@ def test_a_trial_is_a_job_that_says_whose_it_is_and_is_found_by_it(service: Serv
     assert trial["metadata"]["remedy_of"] == ended
     assert trial["runs"] == 13 * 8
     assert listed(service, ended)["trials"][0] == {
-        "job": trial["id"], "state": "queued", "terminal": False, "symptom": "vanishing_signal", "confirmed": None, "in_words": None, "verdicts": [],
+        "job": trial["id"], "state": "queued", "terminal": False, "continues": False, "symptom": "vanishing_signal", "confirmed": None, "in_words": None, "verdicts": [],
     }  # fmt: skip
     found = service.http.get("/v1/jobs", params={"metadata.remedy_of": ended}).json()["jobs"]
     assert [job["id"] for job in found] == [trial["id"]]

@@ -1,8 +1,25 @@
 """Remedies: changes to a spec that may cure a symptom (`candidates`), what chance would try in their place (`drawn`), and the job that tries both (`asking`)."""
 
-from regtrain.contract.remedies.asking import CONTROL, METADATA, Patient, Request, patient, request_of, trial_of
+from regtrain.contract.remedies.asking import CONTROL, METADATA, Patient, Request, candidates_for, going_on, patient, request_of, trial_of
 from regtrain.contract.remedies.candidates import MOST, remedies
 from regtrain.contract.remedies.drawn import drawn
 from regtrain.contract.remedies.remedy import Direction, Evidence, Remedy, accepted
 
-__all__ = ["CONTROL", "METADATA", "MOST", "Direction", "Evidence", "Patient", "Remedy", "Request", "accepted", "drawn", "patient", "remedies", "request_of", "trial_of"]
+__all__ = [
+    "CONTROL",
+    "METADATA",
+    "MOST",
+    "Direction",
+    "Evidence",
+    "Patient",
+    "Remedy",
+    "Request",
+    "accepted",
+    "candidates_for",
+    "drawn",
+    "going_on",
+    "patient",
+    "remedies",
+    "request_of",
+    "trial_of",
+]

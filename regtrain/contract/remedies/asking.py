@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationError
 
 from regtrain.contract.base import Part
+from regtrain.contract.begin import Begin
 from regtrain.contract.checks import check
 from regtrain.contract.datasets import Facts, counts
 from regtrain.contract.diagnostics import ORDER
@@ -21,7 +22,7 @@ from regtrain.contract.remedies.drawn import drawn
 from regtrain.contract.remedies.remedy import Evidence, Remedy
 from regtrain.contract.runs import ranges, with_values
 from regtrain.contract.selection import Selection
-from regtrain.contract.symptoms import BY_NAME, SymptomName
+from regtrain.contract.symptoms import BY_NAME, OF_INITIAL_WEIGHTS, SymptomName
 from regtrain.contract.trial import LEAST_PAIRS, RANDOM, Trial
 from regtrain.contract.variants import Variant, specs_of
 
@@ -30,6 +31,8 @@ HELD_OUT = 0.2
 """Share of the rows on which remedies are compared, where the job held out none."""
 MOST_SEEDS = 64
 MOST_OWN = 12
+IN_THE_WEIGHTS: tuple[SymptomName, ...] = ("dead_units", "no_gradient", "vanishing_gradient")
+"""What weights keep when its cause is gone."""
 METADATA = "remedy_of"
 """Under this key the trial names the job."""
 
@@ -45,6 +48,8 @@ class Request(Part):
     """Runs of each contestant, paired by seed."""
     epochs: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
     """Budget of each run. Default: the job's own."""
+    goes_on: Annotated[bool, Field(alias="continue")] = False
+    """All contestants go on from the weights with which the run has ended, and surgery is among them."""
 
 
 def request_of(body: bytes) -> Request:
@@ -71,16 +76,68 @@ class Patient:
     evidence: Evidence | None = None
     holds_out: bool = True
     """Whether the job has validation rows of its own."""
+    run: int = 0
+    shown: frozenset[SymptomName] = frozenset()
+    """All that the run has been found to have, but for notes."""
+    seen: bool = False
+    """Whether the run was trained on the validation rows too."""
+    goes_on: bool = False
+    """Whether its weights are gone on from (`going_on`)."""
+    cause: SymptomName | None = None
+    """What was its symptom before that, where it is another now."""
 
 
-def patient(job: str, spec: JobSpec, symptom: SymptomName | None, *, variant: str | None, values: Mapping[str, float], evidence: Evidence | None = None) -> Patient:
-    """`variant`, `values`: of the run that shows the symptom."""
+def patient(
+    job: str,
+    spec: JobSpec,
+    symptom: SymptomName | None,
+    *,
+    variant: str | None,
+    values: Mapping[str, float],
+    evidence: Evidence | None = None,
+    run: int = 0,
+    shown: frozenset[SymptomName] = frozenset(),
+    refit: bool = False,
+) -> Patient:
+    """`run`, `variant`, `values`, `shown`, `refit`: of the run that shows the symptom."""
     own = dict(specs_of(spec)).get(variant, spec)
     own = with_values(own, {path: values.get(path, ends_of(r)[0]) for path, r in ranges(own)})
     held_out = own.dataset if own.dataset.validation > 0 else own.dataset.model_copy(update={"validation": HELD_OUT})
     selection = Selection(metric=spec.selection.metric)
     plain = own.model_copy(update={"dataset": held_out, "selection": selection, "variants": (), "trial": None, "remedy": None, "on_symptom": {}})
-    return Patient(job, plain, symptom, evidence, own.dataset.validation > 0)
+    return Patient(job, plain, symptom, evidence, own.dataset.validation > 0, run, shown, refit)
+
+
+def going_on(of: Patient, asked: SymptomName | None = None) -> Patient:
+    """The same run, from the weights with which it has ended. `asked`: a symptom that was asked for by name; else what the weights have kept is to be cured: dead units
+    and gradients that do not arrive, whatever has brought them about. Where there is none of it the symptom stays, but for those that initial weights alone can show.
+
+    Raises:
+        SpecRefused: there are no rows that these weights have not been trained on, or no trained weights can show what was asked for.
+    """
+    if asked in OF_INITIAL_WEIGHTS:
+        raise SpecRefused(
+            [Problem("symptom", f"{asked} is looked for before the first update, so weights that are gone on from never show it", "leave it out, or leave continue out")]
+        )
+    if of.seen or not of.holds_out:
+        trained = "the validation rows too, as a refit is" if of.holds_out else "all rows"
+        reason = f"the run was trained on {trained}: none is left on which what goes on from its weights can be compared"
+        raise SpecRefused([Problem("continue", reason, "submit the job with dataset.validation, such as 0.2, and without refit")])
+    of = replace(of, goes_on=True, spec=of.spec.model_copy(update={"begin": Begin(job=of.job, run=of.run)}))
+    symptom = asked or _kept(of)
+    return of if symptom == of.symptom else replace(of, symptom=symptom, evidence=None, cause=of.symptom)
+
+
+def _kept(of: Patient) -> SymptomName | None:
+    """What is still wrong with the weights of a run, as far as it can be judged by training them on."""
+    kept: list[SymptomName | None] = [*(name for name in IN_THE_WEIGHTS if name in of.shown), of.symptom]
+    return None if kept[0] in OF_INITIAL_WEIGHTS else kept[0]
+
+
+def candidates_for(of: Patient, facts: Facts, *, before: Mapping[str, int] | None = None, spec: JobSpec | None = None) -> list[Remedy]:
+    """The candidates for the patient's spec, or for another budget of it; of one that goes on surgery is among them."""
+    shown: set[SymptomName] = {*of.shown, *([of.symptom] if of.symptom is not None else [])}
+    return remedies(spec or of.spec, facts, of.symptom, evidence=of.evidence, shown=frozenset(shown) if of.goes_on else None, before=before)
 
 
 def trial_of(of: Patient, facts: Facts, request: Request, *, before: Mapping[str, int] | None = None) -> tuple[JobSpec, list[Warned]]:
@@ -91,7 +148,7 @@ def trial_of(of: Patient, facts: Facts, request: Request, *, before: Mapping[str
     """
     spec = of.spec if request.epochs is None else of.spec.model_copy(update={"budget": of.spec.budget.model_copy(update={"epochs": request.epochs})})
     check(spec, facts)
-    tried = remedies(spec, facts, of.symptom, evidence=of.evidence, before=before) if request.remedies is None else [Remedy(own.label, dict(own.set)) for own in request.remedies]
+    tried = candidates_for(of, facts, before=before, spec=spec) if request.remedies is None else [Remedy(own.label, dict(own.set)) for own in request.remedies]
     tried = [remedy for remedy in tried if request.remedies is not None or comparable(spec, remedy)]
     if not tried:
         cured = of.symptom or "this job"
@@ -134,6 +191,11 @@ def _with(spec: JobSpec, of: Patient, contestants: Sequence[Remedy], *, seeds: i
 
 def _told(of: Patient, facts: Facts) -> list[Warned]:
     rows = counts(of.spec.dataset, facts, seed=of.spec.seed)
+    if of.cause is not None:
+        left = (
+            f"what the weights have kept of it is {of.symptom}, and that is to be cured" if of.symptom is not None else "trained weights never show it, so the metric alone decides"
+        )
+        return [Warned("trial.symptom", f"the job's symptom is {of.cause}: {left}")]
     if of.holds_out:
         return []
     return [Warned("dataset.validation", f"the trial compares on {rows.val} validation rows, and trains on the other {rows.train}: a share of {HELD_OUT} where the job has none")]

@@ -9,7 +9,7 @@ from typing import Any, assert_never
 
 from regtrain.contract.datasets import Facts
 from regtrain.contract.job import JobSpec
-from regtrain.contract.remedies import fit, signal, steps, unusual
+from regtrain.contract.remedies import fit, signal, steps, surgery, unusual
 from regtrain.contract.remedies.remedy import Case, Evidence, Maker, Remedy, accepted
 from regtrain.contract.symptoms import SymptomName
 
@@ -24,16 +24,23 @@ WITHOUT_RECIPE: frozenset[SymptomName | None] = frozenset(
 
 
 def remedies(
-    spec: JobSpec, facts: Facts, symptom: SymptomName | None, *, evidence: Evidence | None = None, before: Mapping[str, int] | None = None, most: int = MOST
+    spec: JobSpec,
+    facts: Facts,
+    symptom: SymptomName | None,
+    *,
+    evidence: Evidence | None = None,
+    shown: frozenset[SymptomName] | None = None,
+    before: Mapping[str, int] | None = None,
+    most: int = MOST,
 ) -> list[Remedy]:
     """Candidates for a spec without ranges and variants that `check` has accepted; so are all that come back. None where no change of a spec is known to help.
 
     `symptom`: None asks for what helps most nets, where nothing is known to be wrong. `before`: label → how often that remedy has been confirmed for this symptom; what
-    helped more often comes first.
+    helped more often comes first. `shown`: by the run from whose weights the spec begins; then surgery comes first.
     """
-    case = Case(spec, facts, evidence)
+    case = Case(spec, facts, evidence, shown)
     last = [] if symptom in WITHOUT_RECIPE else [remedy for remedy in unusual.recipe(case) if accepted(spec, facts, remedy.set)]
-    first = _different(spec, facts, [*islice(unusual.given_back(case), OF_THE_SPEC), *_of(symptom, case)], helped=before or {})
+    first = _different(spec, facts, [*surgery.operations(case), *islice(unusual.given_back(case), OF_THE_SPEC), *_of(symptom, case)], helped=before or {})
     found = [*islice((remedy for remedy in first if remedy.set not in [known.set for known in last]), most - len(last)), *last]
     return sorted(found, key=lambda remedy: -(before or {}).get(remedy.label, 0))
 

@@ -10,6 +10,7 @@ from regtrain.contract.checks import check
 from regtrain.contract.datasets import Facts
 from regtrain.contract.errors import SpecRefused
 from regtrain.contract.job import JobSpec
+from regtrain.contract.symptoms import SymptomName
 from regtrain.contract.variants import Variant, spec_of
 
 Direction = Literal["up", "down", "even"]
@@ -26,6 +27,8 @@ class Remedy:
     expects: dict[str, Direction] = field(default_factory=dict[str, Direction])
     """Series or symptom's quantity → what should become of it."""
     why: str = ""
+    continues: bool = False
+    """Whether it goes on from trained weights, and keeps what was learned."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,8 @@ class Case:
     spec: JobSpec
     facts: Facts
     evidence: Evidence | None
+    shown: frozenset[SymptomName] | None = None
+    """What the run has shown whose weights are gone on from; None where surgery is not asked for."""
 
 
 Maker = Callable[[Case], Iterator[Remedy]]
@@ -51,7 +56,9 @@ Maker = Callable[[Case], Iterator[Remedy]]
 
 
 def accepted(spec: JobSpec, facts: Facts, changes: Mapping[str, Any]) -> bool:
-    """Whether a spec with these changes can be trained, and is another one."""
+    """Whether a spec with these changes can be trained, and is another one. From trained weights only without changing the function that they were trained for."""
+    if spec.begin is not None and any(path.split(".")[0] in ("model", "dataset") or path == "loss" for path in changes):
+        return False
     try:
         other = spec_of(spec, Variant(label="-", set=dict(changes)))
         check(other, facts)

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from sqlalchemy import select
 
 from regtrain.contract.datasets import Facts, Upload, facts_of
-from regtrain.contract.diagnosis import diagnose
+from regtrain.contract.diagnosis import GRAVE, diagnose
 from regtrain.contract.errors import NotFound, SpecRefused
 from regtrain.contract.job import JobSpec, resolved
 from regtrain.contract.remedies import Evidence, Patient, Request, patient, trial_of
@@ -45,9 +45,10 @@ def patient_of(db: Database, job: str, spec: JobSpec, symptom: SymptomName | Non
         signs = {noticed.run: noticed for noticed in reversed(found) if noticed.symptom == symptom}
         sign = signs.get(chosen) or signs.get(min(signs, default=0))
         index = chosen if sign is None else sign.run
-        run = connection.execute(select(runs.c.variant, runs.c["values"]).where(runs.c.job == job, runs.c.index == index)).one()
+        run = connection.execute(select(runs.c.variant, runs.c["values"], runs.c.refit).where(runs.c.job == job, runs.c.index == index)).one()
     evidence = None if sign is None else Evidence(sign.value, sign.bound)
-    return patient(job, spec, symptom, variant=run[0], values=run[1], evidence=evidence)
+    shown: frozenset[SymptomName] = frozenset(noticed.symptom for noticed in found if noticed.run == index and noticed.severity in GRAVE)
+    return patient(job, spec, symptom, variant=run[0], values=run[1], evidence=evidence, run=index, shown=shown, refit=bool(run[2]))
 
 
 def trials_of(db: Database, job: str) -> list[Job]:
@@ -58,15 +59,16 @@ def trials_of(db: Database, job: str) -> list[Job]:
         return [job_of(row) for row in connection.execute(query).mappings()]
 
 
-def confirmed_before(db: Database, symptom: SymptomName | None) -> dict[str, int]:
-    """Label → how often that remedy has been confirmed for a symptom in this installation, as far as its newest trials tell."""
+def confirmed_before(db: Database, symptom: SymptomName | None, *, goes_on: bool = False) -> dict[str, int]:
+    """Label → how often that remedy has been confirmed for a symptom in this installation, as far as its newest trials tell; of those that begin from trained weights, or
+    of those that do not."""
     ours = idempotency.c.key.startswith(KEYS, autoescape=True)
     query = select(jobs.c.result).join(idempotency, idempotency.c.job == jobs.c.id).where(ours, jobs.c.state == State.SUCCEEDED)
     found: Counter[str] = Counter()
     with db.read() as connection:
         for result in connection.execute(query.order_by(jobs.c.id.desc()).limit(NEWEST)).scalars():
             trial: dict[str, Any] = result.get("trial") or {}
-            if trial.get("symptom") == symptom:
+            if trial.get("symptom") == symptom and bool(result.get("begin")) == goes_on:
                 found.update(verdict["label"] for verdict in trial["verdicts"] if verdict["verdict"] == "confirmed")
     return dict(found)
 

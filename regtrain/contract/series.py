@@ -55,6 +55,7 @@ SERIES: tuple[Series, ...] = (
     Series("noise/gradient", "‖G‖²", "(loss/weight)²", "scalar", "linear", "none", "squared norm of the mean gradient, unbiased; below 0 where it is lost in the noise", "full", after=True),
     Series("noise/scale", "tr Σ/‖G‖²", "rows", "scalar", "log", "none", "simple noise scale: the batch size at which noise and gradient are alike; infinite where the gradient is lost in the noise", "full", after=True),
     Series("gradient/validation_cosine", "cos(g, g_val)", "", "scalar", "linear", "higher", "angle between the gradients on training and on validation rows: near 0 training no longer helps the held-out rows", "full", after=True),
+    Series("gradient/successive_cosine", "cos(g_t, g_{t+1})", "", "per_layer", "linear", "none", "angle between the gradients of the last update and of the next, in the layer's weight tensor: near 1 steps go one way, near 0 batches disagree, below 0 they go to and fro", "full", after=True),
     Series("histogram/weight", "w_l", "entries", "histogram", "linear", "none", "weights of the layer by sign and power of two", "full", after=True),
     Series("histogram/gradient", "g_l", "entries", "histogram", "linear", "none", "entries of the layer's gradient on up to 256 training rows, by sign and power of two", "full", after=True),
     Series("histogram/update", "Δw_l", "entries", "histogram", "linear", "none", "entries of the last update of the layer's weights, by sign and power of two", "full", after=True),

@@ -259,6 +259,28 @@ def test_decrease_of_the_loss(pair):
         assert abs(after.curve("decrease/quadratic", r)[-1] - actual) < 0.1 * abs(after.curve("decrease/expected", r)[-1] - actual)
 
 
+def test_successive_gradients_of_a_quadratic_go_one_way_or_to_and_fro():
+    """Gradient descent with rate η on L = (w − 1)²/2 multiplies the gradient by 1 − η at every step; at the minimum there is none."""
+    for lr, cosine in ((0.01, 1.0), (1.99, -1.0), (1.0, 0.0)):
+        found = run(spec(inline([[1.0]], [1.0]), {"kind": "linear", "bias": False}, "half_squared_error", sgd(lr), diagnostics="full", epochs=300))
+        steps, values = found.curves["gradient/successive_cosine"][0]
+        assert (steps.tolist(), values.tolist()) == ([256], [[pytest.approx(cosine, abs=1e-12)]])
+
+
+def test_successive_gradients_by_layer():
+    """On the whole batch, by autograd at the weights after 255 and after 256 updates."""
+    found = trained(mlp(), optimizer=sgd(0.2, 0.99), epochs=260)
+    before, after = (trained(mlp(), optimizer=sgd(0.2, 0.99), epochs=epochs) for epochs in (255, 256))
+    x, y = torch.tensor(X), torch.tensor(Y)
+    for r in range(3):
+        one, other = (derivatives(at(w, r), x, y)[0] for w in (before, after))
+        sizes = [t.numel() for t in at(after, r).values()]
+        parts = dict(zip(at(after, r), zip(one.split(sizes), other.split(sizes), strict=True), strict=True))
+        expected = [F.cosine_similarity(*parts[name], dim=0).item() for name in ("layers.0.weight", "layers.1.weight", "head.weight")]
+        assert found.curve("gradient/successive_cosine", r)[0].tolist() == pytest.approx(expected, rel=1e-9)
+    assert found.curve("gradient/successive_cosine", 2)[0].min() < 0
+
+
 @pytest.mark.parametrize("optimizer", [{"kind": "adam", "lr": 0.01}, {"kind": "lbfgs"}, sgd(0.05, 0.9, nesterov=True)], ids=lambda o: o["kind"])
 def test_decrease_of_every_optimizer(optimizer):
     """The loss before and after the last update is on the curve of the loss too."""

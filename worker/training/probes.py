@@ -31,7 +31,7 @@ PRODUCTS = 10
 """Hessian-vector products of one look at the curvature."""
 
 Batch = tuple[Tensor, Tensor, int]
-"""Rows and targets of the last update, and its step."""
+"""Rows and targets of an update, and its step."""
 
 
 def due(done: int, *, per_epoch: int, steps: int) -> bool:
@@ -40,8 +40,8 @@ def due(done: int, *, per_epoch: int, steps: int) -> bool:
 
 
 @torch.no_grad()
-def probe(pack: Pack, train: Part, val: Part, last: Batch | None) -> dict[str, Tensor]:
-    """All of them at the weights as they are.  -> (R,), (R, L) or (R, L, bins) each; those of the last update only where there is one"""
+def probe(pack: Pack, train: Part, val: Part, last: Batch | None, following: Batch | None) -> dict[str, Tensor]:
+    """All of them at the weights as they are.  -> (R,), (R, L) or (R, L, bins) each; those of the last update, and of it and the following one, only where there are such"""
     rows = spaced(pack, train)
     parts = gradients(pack, rows)
     mean = parts.mean(0)
@@ -52,7 +52,10 @@ def probe(pack: Pack, train: Part, val: Part, last: Batch | None) -> dict[str, T
         measured["gradient/validation_cosine"] = torch.where(lengths == 0, 0.0, product(mean, other).double() / lengths)
     measured |= {"histogram/weight": histograms(pack, pack.flat), "histogram/gradient": histograms(pack, mean)}
     if last is not None:
-        measured |= {**decrease(pack, *last), "histogram/update": histograms(pack, pack.update)}
+        before = as_seen(pack, pack.flat.double() - pack.update.double(), *last)
+        measured |= {**decrease(pack, before, *last), "histogram/update": histograms(pack, pack.update)}
+        if following is not None:
+            measured["gradient/successive_cosine"] = cosines(pack, before.gradient, as_seen(pack, pack.flat.double(), *following).gradient)
     return measured
 
 
@@ -112,19 +115,30 @@ def sharpness(pack: Pack, rows: Part, gradient: Tensor) -> Tensor:
     return torch.where(sound, largest, math.nan)
 
 
-def decrease(pack: Pack, x: Tensor, y: Tensor, t: int) -> dict[str, Tensor]:
+def as_seen(pack: Pack, weights: Tensor, x: Tensor, y: Tensor, t: int) -> "Curve":
+    """The loss of the batch of update t as that update sees it, with its dropout, and batch norm by the batch. In float64."""
+    kept = {place: factor.double() for place, factor in (pack.kept(t, y.shape[-1]) or {}).items()}
+    return Curve(pack, weights, x.double(), y.double() if y.is_floating_point() else y, kept=kept)
+
+
+def decrease(pack: Pack, before: "Curve", x: Tensor, y: Tensor, t: int) -> dict[str, Tensor]:
     """What update t has taken from the loss of its own batch, and what was to be expected: −⟨g, Δ⟩, and with the curvature −⟨g, Δ⟩ − ½ΔᵀHΔ.
 
-    As the update saw it: with its dropout, and batch norm by the batch. In float64, or little would be left of a difference between two losses.
+    In float64, or little would be left of a difference between two losses. `before`: at the weights before the update.
     """
-    kept = pack.kept(t, y.shape[-1]) or {}
-    now, moved = pack.flat.double(), pack.update.double()
-    rows = (x.double(), y.double() if y.is_floating_point() else y)
-    factors = {place: factor.double() for place, factor in kept.items()}
-    before = Curve(pack, now - moved, *rows, kept=factors)
-    after = Curve(pack, now, *rows, kept=factors)
+    moved, after = pack.update.double(), as_seen(pack, pack.flat.double(), x, y, t)
     first = -product(before.gradient, moved)
     return {"decrease/expected": first, "decrease/quadratic": first - product(before(moved), moved) / 2, "decrease/actual": before.loss - after.loss}
+
+
+def cosines(pack: Pack, a: Tensor, b: Tensor) -> Tensor:
+    """Of every layer's weight tensor the cosine between two gradients, 0 where one of them is 0.  (R, P) each -> (R, L)"""
+    found: list[Tensor] = []
+    for slot in pack.layout.weights:
+        one, other = a[:, slot.start : slot.stop], b[:, slot.start : slot.stop]
+        lengths = norm(one) * norm(other)
+        found.append(torch.where(lengths == 0, 0.0, product(one, other).double() / lengths))
+    return torch.stack(found, 1)
 
 
 def histograms(pack: Pack, numbers: Tensor) -> Tensor:

@@ -87,7 +87,8 @@ class Running:
         alive = self.pack.alive
         with self.spending("evaluate"):
             if includes(self.pack.spec.diagnostics, "full") and due(self.done, per_epoch=self.job.per_epoch, steps=self.job.steps):
-                self.recorder.add_after(self.done, probe(self.pack, self.job.train, self.job.val, last), alive)
+                following = (*self.feed.batch(self.done), self.done) if self.done < self.job.steps else None
+                self.recorder.add_after(self.done, probe(self.pack, self.job.train, self.job.val, last, following), alive)
             if includes(self.pack.spec.diagnostics, "standard") and firing.due(self.done, per_epoch=self.job.per_epoch, steps=self.job.steps):
                 self.recorder.add_after(self.done, firing.counted(self.pack, self.job.train), alive)
             metrics = evaluate(self.pack, self.job.val, "val") if len(self.job.val) else {}

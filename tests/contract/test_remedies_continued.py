@@ -47,10 +47,24 @@ def test_dead_units_are_revived_as_they_are_and_with_calmer_steps() -> None:
     assert found[0].expects == {"activation/silent": "down"}
 
 
-@pytest.mark.parametrize("symptom", ["vanishing_signal", "exploding_gradient", "vanishing_gradient"])
+def test_units_that_may_be_dead_are_revived_behind_what_was_seen() -> None:
+    """What brings dead units about comes before they are counted; a net that stands still is uneven before it is dead."""
+    assert kinds(proposed("rate_too_high")) == [["revive"]] * 3
+    assert kinds(proposed("exploding_gradient")) == [["rescale"], ["rescale"], ["rebalance"], ["revive"], ["revive"], ["revive"]]
+    assert kinds(proposed("dead_units", "exploding_gradient")) == [["revive"], ["revive"], ["revive"], ["rescale"], ["rescale"], ["rebalance"]]
+    assert kinds(proposed("plateau")) == [["rescale"], ["rescale"], ["rebalance"]]
+
+
+def test_without_a_symptom_of_its_own_it_gets_the_remedies_of_its_cause() -> None:
+    labels = [remedy.label for remedy in proposed("vanishing_signal")]
+    assert labels[:3] == ["rescale", "rescale, adam", "rebalance"]
+    assert {"adam", "lr × 10"} <= set(labels)
+
+
+@pytest.mark.parametrize("symptom", ["vanishing_signal", "exploding_signal", "exploding_gradient", "vanishing_gradient"])
 def test_uneven_signals_are_rescaled_and_rebalanced(symptom: SymptomName) -> None:
     for activation in ("leaky_relu", "identity"):
-        assert kinds(proposed(symptom, model={**DYING["model"], "activation": activation})) == [["rescale"], ["rebalance"]]
+        assert kinds(proposed(symptom, model={**DYING["model"], "activation": activation}))[:3] == [["rescale"], ["rescale"], ["rebalance"]]
     assert ["rescale"] in kinds(proposed(symptom))
 
 
@@ -73,7 +87,7 @@ def test_beside_surgery_nothing_touches_model_or_columns() -> None:
     for symptom in ("dead_units", "plateau", "vanishing_gradient", "oscillating", "overfitting"):
         found = proposed(symptom)
         assert 2 <= len(found) <= MOST
-        assert any(not remedy.continues for remedy in found)
+        assert any(not remedy.continues for remedy in found), symptom
         assert {path.split(".")[0] for remedy in found for path in remedy.set} <= {"begin", "optimizer", "clip", "regularizers", "budget", "loss", "dtype"}
 
 

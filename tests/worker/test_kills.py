@@ -33,6 +33,15 @@ SPEC: dict[str, Any] = {
     "seed": 11,
 }
 """8 runs of Adam with dropout, of which some stop early and some do not."""
+DYING: dict[str, Any] = {
+    "dataset": {"kind": "digits", "validation": 0.2},
+    "model": {"kind": "mlp", "hidden": [16, 16, 16], "init": {"kind": "he_normal", "scale": 3.0}},
+    "loss": {"kind": "cross_entropy"},
+    "optimizer": {"kind": "sgd", "lr": 0.3},
+    "budget": {"epochs": 2, "batch_size": 64},
+    "dtype": "float64",
+}
+"""A net of which most units die."""
 MOMENTS = [random.Random(2026 + i).uniform(0.3, 0.65) for i in range(10)]
 """Shares of the steps at which something is killed."""
 LEASE, SHORT_LEASE = "60", "3"
@@ -113,6 +122,24 @@ def bodies(house: House, job: str) -> list[bytes]:
         answers = asyncio.run(asked())
     assert [answer.status_code for answer in answers] == [200, 200]
     return [answer.content.replace(job.encode(), b"") for answer in answers]
+
+
+def test_a_job_that_is_killed_after_surgery_begins_from_the_same_weights_again(house: House, pair: Pair) -> None:
+    """With seeds that revive different weights, and an attempt that finds them in the earlier job's file, not in its memory."""
+    first = house.ended(house.submit(DYING))
+    spec = {**DYING, "optimizer": {"kind": "sgd", "lr": 0.01}, "budget": {"epochs": 60, "batch_size": 64}, "selection": {"seeds": 4}}
+    spec["begin"] = {"job": first.id, "run": 0, "surgery": [{"kind": "revive"}, {"kind": "rebalance"}]}
+    whole = house.ended(house.submit(spec))
+    assert (whole.state, whole.attempt) == (State.SUCCEEDED, 1)
+    (told,) = (whole.result or {})["begin"]
+    assert [done["applied"] for done in told["operations"]] == [True, True]
+    assert told["operations"][0]["fire"] > 0
+    expected, least = outcome(house, whole.id), 0.4 * whole.progress["steps"]
+    ended = pair.struck(spec, when=lambda job: house.checkpoints(job) and house.job(job).progress["step"] >= least, blow=lambda worker: worker.kill())
+    assert (ended.state, ended.attempt) == (State.SUCCEEDED, 2)
+    complete(house, ended.id)
+    same(outcome(house, ended.id), expected)
+    assert (ended.result or {})["begin"] == [told]
 
 
 def test_sigterm_leaves_a_checkpoint_and_no_crash(house: House, pair: Pair, uninterrupted: dict[str, Any]) -> None:

@@ -137,7 +137,7 @@ def _kept(of: Patient) -> SymptomName | None:
 def candidates_for(of: Patient, facts: Facts, *, before: Mapping[str, int] | None = None, spec: JobSpec | None = None) -> list[Remedy]:
     """The candidates for the patient's spec, or for another budget of it; of one that goes on surgery is among them."""
     shown: set[SymptomName] = {*of.shown, *([of.symptom] if of.symptom is not None else [])}
-    return remedies(spec or of.spec, facts, of.symptom, evidence=of.evidence, shown=frozenset(shown) if of.goes_on else None, before=before)
+    return remedies(spec or of.spec, facts, of.symptom or of.cause, evidence=of.evidence, shown=frozenset(shown) if of.goes_on else None, before=before)
 
 
 def trial_of(of: Patient, facts: Facts, request: Request, *, before: Mapping[str, int] | None = None) -> tuple[JobSpec, list[Warned]]:

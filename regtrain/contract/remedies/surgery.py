@@ -1,6 +1,6 @@
 """Surgery by which a net goes on from its own weights (regtrain/contract/begin.py): what was learned is kept, what hindered more of it is taken away."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from regtrain.contract.remedies import steps
@@ -24,17 +24,27 @@ def operations(case: Case) -> Iterator[Remedy]:
     shown = case.shown
     if case.spec.begin is None or shown is None:
         return
-    if shown & (DEAD | KILLS | STUCK):
-        revive = _operated("revive", ["revive"], {"activation/silent": "down"}, REVIVE)
-        yield revive
-        for calmer in (*steps.rates(SLOWER)(case), *steps.clipped(case)):
-            words, expects, why = f"{revive.label}, {calmer.label}", revive.expects | calmer.expects, f"{revive.why}; {calmer.why}"
-            yield replace(revive, label=words, set=revive.set | calmer.set, expects=expects, why=why)
-    if shown & UNEVEN or not shown or (shown & STUCK and not shown & DEAD):
-        yield _operated("rescale", ["rescale"], {"signal/backward": "even"}, RESCALE)
+    dead, uneven, stuck = bool(shown & DEAD), bool(shown & UNEVEN), bool(shown & STUCK)
+    if dead:
+        yield from _revived(case)
+    if uneven or not shown or (stuck and not dead):
+        yield (rescale := _operated("rescale", ["rescale"], {"signal/backward": "even"}, RESCALE))
+        yield from _with(rescale, steps.adam(case))
         yield _operated("rebalance", ["rebalance"], {"weight/norm": "even"}, REBALANCE)
-    if shown & (DEAD | KILLS) and shown & UNEVEN:
-        yield _operated("revive, rebalance", ["revive", "rebalance"], {"activation/silent": "down", "weight/norm": "even"}, f"{REVIVE}; {REBALANCE}")
+    if not dead and shown & KILLS:  # nobody has counted, or too few updates were made to say so
+        yield from _revived(case)
+
+
+def _revived(case: Case) -> Iterator[Remedy]:
+    """By itself, and with steps that will not kill the units again."""
+    yield (revive := _operated("revive", ["revive"], {"activation/silent": "down"}, REVIVE))
+    yield from _with(revive, [*steps.rates(SLOWER)(case), *steps.clipped(case)])
+
+
+def _with(surgery: Remedy, others: Iterable[Remedy]) -> Iterator[Remedy]:
+    for other in others:
+        words, expects, why = f"{surgery.label}, {other.label}", surgery.expects | other.expects, f"{surgery.why}; {other.why}"
+        yield replace(surgery, label=words, set=surgery.set | other.set, expects=expects, why=why)
 
 
 def _operated(label: str, kinds: Sequence[str], expects: dict[str, Direction], why: str) -> Remedy:

@@ -286,7 +286,7 @@ def test_curves_over_seeds(running: Up) -> None:
     shown = regtrain("curves", job, "--series", "loss/train", "--over", "seeds", "--url", running.url)
     assert shown.returncode == 0, shown.stderr
     assert "mean over 2 runs" in shown.stdout
-    refused = regtrain("gradients", job, "--over", "folds", "--url", running.url)
+    refused = regtrain("gradients", job, "--over", "layers", "--url", running.url)
     assert refused.returncode == 2
     assert "over" in refused.stderr
 

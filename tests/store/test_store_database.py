@@ -28,7 +28,7 @@ def test_the_recipe_is_in_force(sqlite_db: Database) -> None:
         assert connection.exec_driver_sql("PRAGMA query_only").scalar() == 1
         strict = {row.name: (row.strict, row.wr) for row in connection.exec_driver_sql("PRAGMA table_list") if row.name in metadata.tables}
     assert {name for name, (is_strict, _) in strict.items() if is_strict} == set(metadata.tables)
-    assert {name for name, (_, without) in strict.items() if without} == {"runs", "checkpoints", "logs", "pyramid", "rates", "symptoms"}
+    assert {name for name, (_, without) in strict.items() if without} == {"runs", "checkpoints", "logs", "pyramid", "rates", "symptoms", "origins"}
 
 
 @pytest.mark.parametrize(

@@ -114,12 +114,12 @@ def _known(job: Job, pack: int, members: list[int], runs: list[Run], *, fresh: b
     spec, shape = runs[0].spec, job.shape
     by_index = {run.index: run.spec for run in runs}
     specs = [by_index.get(index, spec) for index in members]
-    losses = np.array([_losses(one, job.train) for one in specs])
-    held = np.array([_constant_on(one, job.train, job.val) for one in specs]) if len(job.val) else None
+    classes = job.rows.facts.classes or 0
+    losses = np.array([_losses(one, job.train, classes) for one in specs])
+    held = np.array([_constant_on(one, job.train, job.val, classes) for one in specs]) if len(job.val) else None
     hidden = len(shape) > 1
     unscaled = job.rows.facts.image is None and job.rows.facts.sequence is None and not isinstance(spec.model, Cnn) and not spec.dataset.standardize
     columns = _columns(job) if unscaled else None
-    classes = job.rows.facts.classes or 0
     squared = isinstance(spec.loss, SquaredError | HalfSquaredError)
     return Known(
         pack=pack, runs=tuple(members), layers=tuple(layer.name for layer in shape), sizes=tuple(prod(layer.signal) for layer in shape),
@@ -136,15 +136,15 @@ def _known(job: Job, pack: int, members: list[int], runs: list[Run], *, fresh: b
     )  # fmt: skip
 
 
-def _losses(spec: JobSpec, train: Part) -> tuple[float, float]:
+def _losses(spec: JobSpec, train: Part, classes: int) -> tuple[float, float]:
     """Of outputs 0, and of the best constant: entropy of the shares of the classes, or variance of the target."""
     match spec.loss:
         case CrossEntropy():
-            shares = _shares(spec, train)
+            shares = _shares(spec, train, classes)
             smoothing = concrete(spec.loss.label_smoothing)
             return log(len(shares)), _entropy((1 - smoothing) * shares + smoothing / len(shares))
         case Binary():
-            return log(2), _entropy(_shares(spec, train))
+            return log(2), _entropy(_shares(spec, train, classes))
         case SquaredError() | HalfSquaredError():
             y = train.y.double()
             half = 0.5 if isinstance(spec.loss, HalfSquaredError) else 1.0
@@ -153,12 +153,13 @@ def _losses(spec: JobSpec, train: Part) -> tuple[float, float]:
             assert_never(spec.loss)
 
 
-def _constant_on(spec: JobSpec, train: Part, val: Part) -> float:
-    """What the best constant of the training rows has as its loss on the validation rows: −Σ q ln p, or the mean square around the training mean."""
+def _constant_on(spec: JobSpec, train: Part, val: Part, classes: int) -> float:
+    """What the best constant of the training rows has as its loss on the validation rows: −Σ q ln p, or the mean square around the training mean. A class that
+    the training rows lack has p = 1e-12."""
     match spec.loss:
         case CrossEntropy() | Binary():
             smoothing = concrete(spec.loss.label_smoothing) if isinstance(spec.loss, CrossEntropy) else 0.0
-            p, q = ((1 - smoothing) * shares + smoothing / len(shares) for shares in (_shares(spec, train), _shares(spec, val, classes=len(_shares(spec, train)))))
+            p, q = ((1 - smoothing) * shares + smoothing / len(shares) for shares in (_shares(spec, train, classes), _shares(spec, val, classes)))
             return float(-(q[q > 0] * np.log(np.fmax(p[q > 0], 1e-12))).sum())
         case SquaredError() | HalfSquaredError():
             half = 0.5 if isinstance(spec.loss, HalfSquaredError) else 1.0
@@ -171,10 +172,10 @@ def _labels(spec: JobSpec, part: Part) -> NDArray[np.int64]:
     return ((part.y > 0).long() if isinstance(spec.loss, Binary) else part.y).cpu().numpy()
 
 
-def _shares(spec: JobSpec, part: Part, *, classes: int = 2) -> Array:
+def _shares(spec: JobSpec, part: Part, classes: int) -> Array:
     """What each class weighs among the rows of a part."""
     assert isinstance(spec.loss, CrossEntropy | Binary)
-    rows = np.bincount(_labels(spec, part), minlength=classes).astype(np.float64)
+    rows = np.bincount(_labels(spec, part), minlength=max(classes, 2)).astype(np.float64)
     weights = spec.loss.class_weights
     weighed = (rows > 0).astype(np.float64) if weights == "balanced" else rows if weights is None else rows * np.resize(np.array(weights, np.float64), len(rows))
     return weighed / max(weighed.sum(), 1e-300)

@@ -18,6 +18,7 @@ from regtrain.contract.regularizers import L1, L2, Dropout, EarlyStopping, Elast
 from regtrain.contract.runs import Run
 from worker.training.losses import curvature
 from worker.training.prepare import Job
+from worker.training.preprocess import spread
 from worker.training.strengths import CHUNK, lambda_max
 
 MOST_COLUMNS = 1000
@@ -51,10 +52,7 @@ def _uneven_columns(job: Job) -> Iterator[Warned]:
     facts = job.rows.facts
     if job.spec.dataset.standardize or facts.image is not None or facts.sequence is not None or isinstance(job.spec.model, Cnn):
         return
-    first = sum((_wide(job, part).sum(0) for part in _parts(job)), torch.zeros(job.train.x.shape[1], dtype=torch.float64))
-    mean = first / len(job.train)
-    square = sum(((_wide(job, part) - mean).square().sum(0) for part in _parts(job)), torch.zeros_like(mean))
-    deviation = (square / len(job.train)).sqrt()
+    mean, deviation = (torch.from_numpy(column) for column in spread(job.train.x))
     varying = deviation > 1e-12 * mean.abs()
     if not bool(varying.any()):
         return

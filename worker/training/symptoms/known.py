@@ -5,7 +5,6 @@ from math import log, prod
 from typing import assert_never
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from regtrain.contract.base import is_object
@@ -18,6 +17,7 @@ from regtrain.contract.regularizers import L1, L2, Box, EarlyStopping, ElasticNe
 from regtrain.contract.runs import Run
 from worker.training.evaluate import Part
 from worker.training.prepare import Job
+from worker.training.preprocess import spread
 
 Array = NDArray[np.float64]
 FAR_OFF = log(100)
@@ -198,10 +198,9 @@ def _majority(spec: JobSpec, val: Part) -> float:
 
 
 def _columns(job: Job) -> Columns:
-    x = job.train.x[:ROWS].cpu().double()
-    mean, deviation = x.mean(0).numpy(), x.std(0, correction=0).numpy() if len(x) > 1 else torch.zeros(x.shape[1]).numpy()
+    mean, deviation = spread(job.train.x[:ROWS])
     varying = np.flatnonzero(deviation > 1e-12 * np.abs(mean))
-    names = job.rows.facts.feature_names or tuple(f"x{column}" for column in range(x.shape[1]))
+    names = job.rows.facts.feature_names or tuple(f"x{column}" for column in range(len(mean)))
     return Columns(tuple(names[column] for column in varying), mean[varying], deviation[varying])
 
 

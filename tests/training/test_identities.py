@@ -12,6 +12,7 @@ from training_jobs import FROZEN, Outcome, inline, run, sgd, spec
 
 from regtrain.contract.optimizers import GlobalNorm
 from worker.training import diagnostics, points, step
+from worker.training.norms import beside
 from worker.training.pack import Pack
 
 TOLERANCE = 1e-12
@@ -238,8 +239,8 @@ def replaced(name: str, function: Any, *, module: Any = diagnostics) -> Patch:
 
 
 def squared_as(change: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Patch:
-    """Every sum of squares is another.  change: of the numbers (…, R, n) and the sum (…, R)"""
-    return replaced("squares", lambda parts: [change(part, found) for part, found in zip(parts, _squares(parts), strict=True)])
+    """Every sum of squares is another.  change: of the numbers (updates, R, …, n) or (updates, 2, R, layers, n), and their sums along the last axis"""
+    return replaced("squares", lambda parts: beside([change(part, _squares([part]).reshape(part.shape[:-1])) for part in parts]))
 
 
 def changed_gradient(change: Callable[[Any], None]) -> Patch:
@@ -351,7 +352,7 @@ _loss = step.loss_of
 NORMS = {
     "norm without square root": squared_as(lambda x, found: np.square(found)),
     "mean for sum": squared_as(lambda x, found: found / x.shape[-1]),
-    "over all runs": squared_as(lambda x, found: np.broadcast_to(found.sum(-1, keepdims=True), found.shape)),
+    "over all runs": squared_as(lambda x, found: np.broadcast_to(found.sum(2 if found.ndim == 4 else 1, keepdims=True), found.shape)),
     "sum of absolute values": squared_as(lambda x, found: np.square(np.abs(x).sum(-1))),
     "float32": squared_as(lambda x, found: np.square(x.astype(np.float32)).sum(-1).astype(np.float64)),
 }

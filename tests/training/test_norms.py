@@ -31,10 +31,10 @@ def test_a_row_says_the_same_bits_in_any_company(dtype, size):
     wide = np.zeros((70, size + 5), dtype)
     wide[:, 3 : 3 + size] = rows
     together = norms.squares([rows, wide[:, 3 : 3 + size]])
-    alone = np.concatenate([norms.squares([row[None].copy()])[0] for row in rows])
-    assert np.array_equal(together[0], alone)
-    assert np.array_equal(together[1], alone)
-    assert np.array_equal(norms.products(rows, rows[::-1]), np.concatenate([norms.products(a[None], b[None]) for a, b in zip(rows, rows[::-1], strict=True)]))
+    alone = np.concatenate([norms.squares([row[None].copy()]) for row in rows])
+    assert np.array_equal(together, np.concatenate([alone, alone], 1))
+    in_pairs = [norms.products([a[None]], [b[None]]) for a, b in zip(rows, rows[::-1], strict=True)]
+    assert np.array_equal(norms.products([rows], [rows[::-1]]), np.concatenate(in_pairs))
 
 
 def test_what_is_not_finite_stays_so():

@@ -25,7 +25,7 @@ Measured = dict[str, Tensor | list[Tensor]]
 """Series name → (R,), or one (R,) a layer."""
 
 Sums = list[Array]
-"""What readings add up to, with the updates as the first axis of each, in the order of `told`."""
+"""What readings add up to: numbers that are not finite (n, R, L), then (n, sums) in front of the update, of products, behind it, as `told` takes them apart."""
 
 
 @dataclass(slots=True)
@@ -72,26 +72,23 @@ def reduced(pack: Pack, readings: list[Reading]) -> Sums:
 
 
 def _in_front(pack: Pack, readings: list[Reading]) -> Sums:
-    """Of every layer the numbers of its gradient that are not finite; squares of its weights and gradient, of the other gradients, of the sides; squares of the
-    penalties' gradient, and its product with the loss's."""
+    """Of every layer the numbers of its gradient that are not finite; squares of its weights and gradient, of the other gradients, of the sides and of the
+    penalties' gradient; the product of that with the loss's."""
     both = _stacked([r.both for r in readings])  # (n, 1 or 2, R, P)
-    layers, gradients = _by_layer(pack, both), _by_layer(pack, both[:, -1])
-    others = [both[:, -1, :, pack.other_start :]] if pack.has_others else []
-    sides = [_rows(_stacked(list(of_all)), pack.size) for of_all in zip(*[r.sides for r in readings], strict=True)]
-    sums = squares([*layers, *others, *sides])
-    counts = [_nonfinite(g, of_layer[:, -1]) for g, of_layer in zip(gradients, sums, strict=False)]
+    layers, others = pack.layout.alike(both), [both[:, -1, :, pack.other_start :]] if pack.has_others else []
+    gradients = [part[:, -1] for part in layers]
+    sides = [_rows(_stacked(of_all), pack.size) for of_all in zip(*[r.sides for r in readings], strict=True)]
     penalties = [r.penalties for r in readings if r.penalties is not None]
-    if not penalties:
-        return counts + sums
-    parts = _by_layer(pack, _stacked(penalties))
-    return counts + sums + squares(parts) + [products(g, part) for g, part in zip(gradients, parts, strict=True)]
+    parts = pack.layout.alike(_stacked(penalties)) if penalties else []
+    sums = squares([*layers, *others, *sides, *parts])
+    return [_nonfinite(gradients, sums), sums, *([products(gradients, parts)] if parts else [])]
 
 
 def _behind(pack: Pack, readings: list[Reading]) -> Sums:
     """Squares of every layer's update."""
     if not includes(pack.spec.diagnostics, "standard"):
         return []
-    return squares(_by_layer(pack, _stacked([r.update for r in readings if r.update is not None])))
+    return [squares(pack.layout.alike(_stacked([r.update for r in readings if r.update is not None])))]
 
 
 def told(pack: Pack, found: list[Sums]) -> dict[str, NDArray[Any]]:
@@ -99,51 +96,49 @@ def told(pack: Pack, found: list[Sums]) -> dict[str, NDArray[Any]]:
 
     Norms of signals become rms, those of updates ratios and products cosines in `finish`.
     """
-    sums = iter([_host(parts) for parts in zip(*found, strict=True)])
-    last, preset, values = len(pack.shape), pack.spec.diagnostics, dict[str, NDArray[Any]]()
-
-    def next_layers() -> NDArray[Any]:
-        return np.stack([next(sums) for _ in range(last)], -1)
-
-    values["gradient/nonfinite"] = next_layers()
-    both = np.sqrt(next_layers())  # (n, 1 or 2, R, L)
-    values["gradient/norm"] = both[:, -1]
-    if pack.has_others:
-        values["gradient/total"] = np.sqrt(next(sums))
-    if not includes(preset, "standard"):
-        return values
-    values |= {"weight/norm": both[:, 0], "signal/forward": np.sqrt(next_layers()), "signal/backward": np.sqrt(next_layers())}
-    if includes(preset, "full"):
-        values[laws.HEAD] = np.sqrt(next(sums))
-    rest = list(sums)
-    *penalties, update = [np.stack(rest[first : first + last], -1) for first in range(0, len(rest), last)]
-    if penalties:
-        values |= {"penalty_gradient/norm": np.sqrt(penalties[0]), "penalty_gradient/cosine": penalties[1]}
-    return values | {"update/ratio": np.sqrt(update)}
+    nonfinite, squared, *rest = [_host(parts) for parts in zip(*found, strict=True)]
+    preset, runs, each = pack.spec.diagnostics, pack.size, pack.size * len(pack.shape)
+    standard, full = includes(preset, "standard"), includes(preset, "full")
+    widths = [each * (2 if standard else 1), runs * pack.has_others, each * standard, each * standard, runs * full]
+    layers, others, forward, backward, head, penalties = np.split(np.sqrt(squared), np.cumsum(widths), 1)
+    both = _by_layer(pack, layers)  # (n, 1 or 2, R, L)
+    values = {"gradient/nonfinite": nonfinite, "gradient/norm": both[:, -1]} | ({"gradient/total": others} if pack.has_others else {})
+    if standard:
+        *of_products, update = rest
+        sides = {name: side.reshape(len(side), -1, runs).swapaxes(1, 2) for name, side in (("signal/forward", forward), ("signal/backward", backward))}
+        values |= {"weight/norm": both[:, 0], **sides, "update/ratio": np.sqrt(_by_layer(pack, update)[:, 0])}
+        if of_products:
+            values |= {"penalty_gradient/norm": _by_layer(pack, penalties)[:, 0], "penalty_gradient/cosine": _by_layer(pack, of_products[0])[:, 0]}
+    return values | ({laws.HEAD: head} if full else {})
 
 
 def _rows(sides: Array, runs: int) -> Array:
     """Dense (n, R, B, units) or images (n, B, R·C, height, width) -> (n, R, numbers)"""
     if sides.ndim == 4:
-        return sides.reshape(*sides.shape[:2], -1)
+        return sides.reshape(len(sides), runs, -1)
     n, rows, channels = sides.shape[:3]
     return sides.reshape(n, rows, runs, channels // runs, -1).swapaxes(1, 2).reshape(n, runs, -1)
 
 
-def _by_layer(pack: Pack, flat: Array) -> list[Array]:
-    """Each layer's weight tensor in a row, (…, P or weights) -> L × (…, n), sharing memory."""
-    return [flat[..., slot.start : slot.stop] for slot in pack.layout.weights]
+def _by_layer(pack: Pack, sums: NDArray[Any]) -> NDArray[Any]:
+    """Sums of `alike` layers side by side, layer by layer.  (n, some·R·L) -> (n, some, R, L)"""
+    counts = [count for _, count in pack.layout.neighbours]
+    parts = np.split(sums, np.cumsum(counts)[:-1] * (sums.shape[1] // len(pack.shape)), 1)
+    return np.concatenate([part.reshape(len(part), -1, pack.size, count) for part, count in zip(parts, counts, strict=True)], -1)
 
 
-def _nonfinite(gradient: Array, sums: Array) -> Array:
-    """How many numbers of a layer's gradient are not finite, which can only be where their sum is not.  (n, R, numbers), (n, R) -> (n, R)"""
-    if isinstance(gradient, Tensor):
-        return torch.count_nonzero(gradient - gradient, dim=-1)
-    return np.zeros(sums.shape) if np.isfinite(sums).all() else np.count_nonzero(~np.isfinite(gradient), axis=-1)
+def _nonfinite(gradients: list[Array], sums: Array) -> Array:
+    """How many numbers of each layer's gradient are not finite, which can only be where a sum is not.  `alike` -> (n, R, L)"""
+    if isinstance(sums, Tensor):
+        return torch.cat([torch.count_nonzero(part - part, dim=-1) for part in gradients], -1)
+    if np.isfinite(sums).all():
+        return np.zeros((*gradients[0].shape[:2], sum(part.shape[2] for part in gradients)))
+    return np.concatenate([np.count_nonzero(~np.isfinite(part), axis=-1) for part in gradients], -1)
 
 
-def _stacked(tensors: list[Tensor]) -> Array:
-    return array(torch.stack(tensors)) if len(tensors) > 1 else array(tensors[0])[None]
+def _stacked(tensors: Sequence[Tensor]) -> Array:
+    """(…) each -> (n, …)"""
+    return array(torch.stack(list(tensors))) if len(tensors) > 1 else array(tensors[0])[None]
 
 
 def _host(parts: Sequence[Array]) -> NDArray[Any]:

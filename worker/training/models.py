@@ -7,7 +7,9 @@ one operation, whatever the number of layers.
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import assert_never
+from functools import cached_property
+from itertools import groupby
+from typing import Any, assert_never
 
 import torch
 from torch import Tensor
@@ -48,6 +50,21 @@ class Layout:
 
     def buffer_views(self, flat: Tensor) -> dict[str, Tensor]:
         return {slot.name: flat[:, slot.start : slot.stop] for slot in self.buffers}
+
+    @cached_property
+    def neighbours(self) -> list[tuple[int, int]]:
+        """Numbers of a weight tensor, and of how many layers beside each other, which are reduced as one."""
+        sizes = groupby(slot.stop - slot.start for slot in self.weights)
+        return [(size, len(list(same))) for size, same in sizes]
+
+    def alike(self, flat: Any) -> list[Any]:
+        """The weight tensors of neighbours of one size, each in a row, tensor or array: (…, P or weights) -> (…, layers, numbers), sharing memory."""
+        found, start = [], 0
+        for size, count in self.neighbours:
+            stop = start + size * count
+            found.append(flat[..., start:stop].reshape(*flat.shape[:-1], count, size))
+            start = stop
+        return found
 
 
 def layout_of(shape: list[Layer]) -> Layout:

@@ -12,7 +12,8 @@ from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
 
-RESULTS = Path(__file__).parent / "results"
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
 
 
 def interleaved(contestants: dict[str, Callable[[], float]], *, rounds: int) -> dict[str, list[float]]:
@@ -62,9 +63,15 @@ def hardware() -> dict[str, Any]:
     return found
 
 
+def _place(script: str) -> str:
+    """From the project's root, where it lies there."""
+    path = Path(script).resolve()
+    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else path.name
+
+
 def publish(name: str, rows: list[dict[str, Any]], *, keep: bool = True) -> None:
     """Prints the rows and, where they are to be kept, appends them with hardware, versions, time and command to benchmarks/results/<name>.json."""
-    entry = {"when": datetime.now(UTC).isoformat(timespec="seconds"), "command": " ".join(["python", *sys.argv]), "hardware": hardware(), "rows": rows}
+    entry = {"when": datetime.now(UTC).isoformat(timespec="seconds"), "command": " ".join(["python", _place(sys.argv[0]), *sys.argv[1:]]), "hardware": hardware(), "rows": rows}
     print(json.dumps(entry["hardware"]))
     for row in rows:
         print("  ".join(f"{key}={_short(value)}" for key, value in row.items()))

@@ -177,7 +177,8 @@ def test_gradients_whose_squares_overflow_are_judged_alike(preset):
 
 @pytest.mark.parametrize("preset", ["off", "light", "standard", "full"])
 def test_what_is_reported_is_what_was_announced(preset):
-    for job in (EVERYTHING, {**EVERYTHING, "regularizers": [], "clip": None}, {**EVERYTHING, "model": {"kind": "linear"}, "regularizers": [], "dataset": BLOBS}):
+    plain = {**EVERYTHING, "model": {"kind": "linear"}, "regularizers": [], "dataset": BLOBS}
+    for job in (EVERYTHING, {**EVERYTHING, "regularizers": [], "clip": None}, plain, {**plain, "budget": {"epochs": 257, "batch_size": "all"}}):
         found = run({**job, "diagnostics": preset})
         assert set(found.started.series) == set(found.curves)
         shapes = {name: found.curve(name).shape[1:] for name in found.curves}

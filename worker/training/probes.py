@@ -39,6 +39,11 @@ def due(done: int, *, per_epoch: int, steps: int) -> bool:
     return done == 0 or done // EVERY > (done - per_epoch) // EVERY or done + per_epoch > steps
 
 
+def followed(*, per_epoch: int, steps: int) -> bool:
+    """Whether any of these evaluations stands between two updates."""
+    return any(due(done, per_epoch=per_epoch, steps=steps) for done in range(per_epoch, steps, per_epoch))
+
+
 @torch.no_grad()
 def probe(pack: Pack, train: Part, val: Part, last: Batch | None, following: Batch | None) -> dict[str, Tensor]:
     """All of them at the weights as they are.  -> (R,), (R, L) or (R, L, bins) each; those of the last update, and of it and the following one, only where there are such"""

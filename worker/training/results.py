@@ -17,7 +17,7 @@ from regtrain.contract.models import LinearModel, times
 from regtrain.contract.runs import Run, points
 from regtrain.contract.series import SERIES
 from regtrain.contract.states import RunState, StopReason
-from worker.training import activations, cautions, firing, preprocess
+from worker.training import activations, cautions, firing, preprocess, probes
 from worker.training.adapt import Adapting
 from worker.training.certificates import certifier
 from worker.training.checkpoints import save
@@ -145,6 +145,7 @@ def _series(job: Job, pack: Pack) -> list[str]:
         **dict.fromkeys(("decrease/expected", "decrease/quadratic", "decrease/actual", "histogram/update"), job.steps >= job.per_epoch),
         **dict.fromkeys(("noise/trace", "noise/gradient", "noise/scale"), len(job.train) > 1),
         "gradient/validation_cosine": len(job.val) > 0,
+        "gradient/successive_cosine": probes.followed(per_epoch=job.per_epoch, steps=job.steps),
         **{name: name in measured for name in (activations.DEAD, activations.FIRING, activations.SATURATED)},
         firing.SILENT: activations.DEAD in measured,
         firing.RATES: activations.FIRING in measured,

@@ -5,16 +5,9 @@ from typing import Any
 
 import pytest
 from doors import House
+from dying import DYING
 from user_side import regtrain
 
-DYING: dict[str, Any] = {
-    "dataset": {"kind": "digits", "validation": 0.2},
-    "model": {"kind": "mlp", "hidden": [16, 16, 16], "init": {"kind": "he_normal", "scale": 3.0}},
-    "loss": {"kind": "cross_entropy"},
-    "optimizer": {"kind": "sgd", "lr": 0.3},
-    "budget": {"epochs": 2, "batch_size": 64},
-    "dtype": "float64",
-}
 GOES_ON: dict[str, Any] = {**DYING, "optimizer": {"kind": "sgd", "lr": 0.01}}
 
 

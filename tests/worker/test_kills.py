@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import psutil
 import pytest
+from dying import DYING
 from outcomes import complete, outcome, same
 from processes import children_of, is_over
 from worker_houses import PATIENCE, House, child_of, until
@@ -33,15 +34,6 @@ SPEC: dict[str, Any] = {
     "seed": 11,
 }
 """8 runs of Adam with dropout, of which some stop early and some do not."""
-DYING: dict[str, Any] = {
-    "dataset": {"kind": "digits", "validation": 0.2},
-    "model": {"kind": "mlp", "hidden": [16, 16, 16], "init": {"kind": "he_normal", "scale": 3.0}},
-    "loss": {"kind": "cross_entropy"},
-    "optimizer": {"kind": "sgd", "lr": 0.3},
-    "budget": {"epochs": 2, "batch_size": 64},
-    "dtype": "float64",
-}
-"""A net of which most units die."""
 MOMENTS = [random.Random(2026 + i).uniform(0.3, 0.65) for i in range(10)]
 """Shares of the steps at which something is killed."""
 LEASE, SHORT_LEASE = "60", "3"

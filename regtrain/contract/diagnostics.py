@@ -3,10 +3,13 @@
 from typing import Literal
 
 Diagnostics = Literal["off", "light", "standard", "full"]
-"""`off`: losses and metrics. `light`: and gradient norms. `standard`: and signals, weights, updates, penalty ledger. `full`: and activations, the exact identities with their watch, and about every 256 updates curvature, noise scale, expected decrease and histograms."""
+"""`off`: losses and metrics. `light`: and gradient norms. `standard`: and signals, weights, updates, penalty ledger. `full`: all of it in every update, and activations, the exact identities with their watch, and about every 256 updates curvature, noise scale, expected decrease and histograms."""
 
 ORDER: tuple[Diagnostics, ...] = ("off", "light", "standard", "full")
 
+
+FIRST, EVERY = 32, 16
+"""Updates whose layers are all read, and of those behind them one in so many: what goes wrong at once is seen at once, and looking costs little after that."""
 
 _RANK = {preset: rank for rank, preset in enumerate(ORDER)}
 
@@ -14,3 +17,8 @@ _RANK = {preset: rank for rank, preset in enumerate(ORDER)}
 def includes(preset: Diagnostics, needed: Diagnostics) -> bool:
     """Whether `preset` measures what `needed` names."""
     return _RANK[preset] >= _RANK[needed]
+
+
+def reads(preset: Diagnostics, t: int) -> bool:
+    """Whether the layers are read in update t: with `full` in all, with `standard` and `light` in the first FIRST and in every EVERY-th."""
+    return preset == "full" or (preset != "off" and (t < FIRST or t % EVERY == 0))

@@ -86,7 +86,7 @@ SYMPTOMS: tuple[Symptom, ...] = (
         "penalty_dominates", "training", "in every penalised layer the gradient of the penalties is more than 10 times that of the loss, or has brought the weights below a hundredth of their first norm; or a constraint has, in any layer that it holds",
         "regtrain: the penalty ledger", ("dead_units", "vanishing_gradient", "no_gradient", "no_change", "plateau", "underfitting"),
     ),
-    Symptom("penalty_invisible", "training", "in every layer and at every step the gradient of the penalties is below a thousandth of the loss's", "regtrain: the penalty ledger", ("overfitting",)),
+    Symptom("penalty_invisible", "training", "in every layer and wherever it is read the gradient of the penalties is below a thousandth of the loss's", "regtrain: the penalty ledger", ("overfitting",)),
     Symptom(
         "penalty_fights", "training", "in every penalised layer the gradient of the penalties is the loss's, turned round (cosine below −0.9, norms within a factor of 2), while the loss is above half of a constant's",
         "regtrain: the penalty ledger", ("plateau", "underfitting"),
@@ -124,7 +124,7 @@ SYMPTOMS: tuple[Symptom, ...] = (
         "Hochreiter 1991; Bengio et al. 1994", ("no_change", "plateau", "underfitting"),
     ),
     Symptom(
-        "no_gradient", "training", "a layer's gradient is exactly 0 at every step of a window, while the loss is above a tenth of a constant's", "Lu et al. 2020",
+        "no_gradient", "training", "a layer's gradient is exactly 0 wherever a window was read, while the loss is above a tenth of a constant's", "Lu et al. 2020",
         ("no_change", "plateau", "underfitting"), needs="light",
     ),
     Symptom(

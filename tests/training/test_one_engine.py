@@ -430,13 +430,48 @@ def test_points_do_not_depend_on_when_they_were_reported(tmp_path, monkeypatch):
     same_events(whole, events(EVERYTHING, scratch=tmp_path))
 
 
-def test_points_are_consecutive_and_none_stands_twice():
-    found = run(EVERYTHING)
+@pytest.mark.parametrize("preset", ["standard", "full"])
+def test_points_stand_at_their_steps_and_none_stands_twice(preset):
+    """Losses, penalties and clips at every update; what is read of layers at the first 32 and every 16th, with `full` at every one as well."""
+    found = run({**EVERYTHING, "diagnostics": preset})
+    of_layers = {"gradient/norm", "gradient/total", "gradient/nonfinite", "gradient/rms", "weight/norm", "update/ratio", "signal/forward", "signal/backward"}
+    assert of_layers <= found.curves.keys()
     for name, of in found.curves.items():
+        if not name.startswith(("histogram/", "curvature/", "noise/", "decrease/")) and name not in (
+            "activation/silent",
+            "gradient/validation_cosine",
+            "gradient/successive_cosine",
+        ):
+            for r, (steps, values) in of.items():
+                done = found.runs[r].steps
+                evaluated = range(0, done + 1, found.started.steps_per_epoch)
+                sparse = name in of_layers or name.startswith("penalty_gradient/")
+                read = [t for t in range(done) if t < 32 or t % 16 == 0] if sparse and preset == "standard" else range(done)
+                assert steps.tolist() == list(evaluated if name.endswith("/val") else read), name
+                assert len(values) == len(steps)
+
+
+def test_an_update_that_is_read_says_the_same_with_standard_as_with_full():
+    standard, full = (run({**EVERYTHING, "diagnostics": preset}) for preset in ("standard", "full"))
+    for name, of in standard.curves.items():
         for r, (steps, values) in of.items():
-            spacing = found.started.steps_per_epoch if name.endswith("/val") else 1
-            assert steps.tolist() == list(range(0, len(steps) * spacing, spacing))
-            assert len(values) == len(steps) == found.runs[r].steps // spacing + name.endswith("/val")
+            among, theirs = full.curves[name][r]
+            assert np.array_equal(values, theirs[np.isin(among, steps)], equal_nan=True), name
+
+
+def test_a_run_that_fails_is_read_in_the_update_in_which_it_fails():
+    """Of two runs one grows beyond all numbers at an update that is not among those read anyway; the other goes on."""
+    body = spec(
+        inline(np.linspace(-1, 1, 40).reshape(20, 2), np.linspace(0, 1, 20)), {"kind": "linear"}, "half_squared_error", sgd({"values": [0.01, 4]}), budget={"epochs": 200}
+    )
+    found = run({**body, "dtype": "float32"})
+    (updates, losses), (read, _) = found.curves["loss/train"][1], found.curves["gradient/norm"][1]
+    died = int(updates[-1])
+    assert found.runs[0].steps == 200
+    assert np.isfinite(losses).tolist() == [True] * died + [False]
+    assert read.tolist() == [*range(32), *range(32, died, 16), died]
+    assert died > 32
+    assert died % 16
 
 
 def test_a_checkpoint_of_another_spec_is_refused(tmp_path):

@@ -1,6 +1,6 @@
 """The instruments: what one step says about every layer, reduced on the device. Nothing here changes a weight.
 
-A step keeps what it would overwrite and leaves the rest as it is: many updates are reduced together, and what each says does not depend on which.
+An update whose layers are read keeps what it would overwrite and leaves the rest as it is: many are reduced together, and what each says does not depend on which.
 Measurements that a step makes itself are (R,) tensors, lists of them where they are per layer; they are stacked when they are reported.
 """
 
@@ -30,7 +30,7 @@ Sums = list[Array]
 
 @dataclass(slots=True)
 class Reading:
-    """What one update leaves behind for the instruments that look at every update: the tensors whose norms they report.
+    """What an update leaves behind whose layers are read: the tensors whose norms are reported.
 
     A reduction costs the same few µs whether it is of one update or of many, so updates wait for each other. Where their tensors are too large to wait,
     they are reduced on the spot, into `sums`.
@@ -46,12 +46,9 @@ class Reading:
     sums: Sums | None = None
 
 
-def read(pack: Pack, rows: int, sides: list[Tensor], penalties: Tensor | None) -> Reading | None:
-    """In front of the update; None where nothing is to be read."""
-    preset = pack.spec.diagnostics
-    if not includes(preset, "light"):
-        return None
-    both = pack.both if includes(preset, "standard") else pack.both[1:]
+def read(pack: Pack, rows: int, sides: list[Tensor], penalties: Tensor | None) -> Reading:
+    """In front of the update."""
+    both = pack.both if includes(pack.spec.diagnostics, "standard") else pack.both[1:]
     if pack.together(rows) > 1:
         return Reading(both.clone(), sides, penalties)
     reading = Reading(both, sides, penalties)
@@ -145,18 +142,18 @@ def _host(parts: Sequence[Array]) -> NDArray[Any]:
     return np.concatenate(parts) if isinstance(parts[0], np.ndarray) else torch.cat(list(parts)).cpu().numpy()
 
 
-def of_time(preset: Diagnostics, shape: list[Layer], deltas: list[Tensor]) -> Measured:
+def of_time(shape: list[Layer], deltas: list[Tensor]) -> Measured:
     """The gradient that comes back to every time step of every recurrent layer, at the linear output of its input; norms become rms when reported."""
     halves = [(delta, layer.recurrence.steps) for layer, delta in zip(shape, deltas, strict=True) if layer.recurrence is not None and layer.recurrence.half == "input"]
-    if not (halves and includes(preset, "standard")):
+    if not halves:
         return {}
     norms = [torch.linalg.vector_norm(delta.unflatten(1, (-1, steps)), dim=(1, 3), dtype=torch.float64) for delta, steps in halves]
     return {"signal/time": [step for of_layer in norms for step in of_layer.unbind(1)]}
 
 
 def finish(pack: Pack, values: dict[str, NDArray[Any]], rows: NDArray[np.int64], looked: NDArray[np.int64]) -> None:
-    """What follows from other measurements is computed on the host, once a report, in float64.  values: (n, R, …), in place; rows: (n,) of each batch,
-    `looked`: the places of those at which what is measured once an epoch was.
+    """What follows from other measurements is computed on the host, once a report, in float64.  values: (n, R, …), in place; rows: (n,) of the batches whose
+    layers were read, `looked`: of those at which what is measured once an epoch was.
 
     An update ratio is infinite for a layer that was zero and moved, 0 if it did not move; a cosine is 0 where one side is 0.
     """
@@ -176,7 +173,7 @@ def finish(pack: Pack, values: dict[str, NDArray[Any]], rows: NDArray[np.int64],
         values[name] = values[name] / np.sqrt(rows[:, None, None] * outputs)
     if "signal/time" in values:
         units = [layer.signal[1] for layer in pack.shape if layer.recurrence and layer.recurrence.half == "input" for _ in range(layer.recurrence.steps)]
-        values["signal/time"] = values["signal/time"] / np.sqrt(rows[looked][:, None, None] * np.array(units))
+        values["signal/time"] = values["signal/time"] / np.sqrt(looked[:, None, None] * np.array(units))
     for name in values.keys() & set(activations.names(pack.shape)):
         values[name] = values[name] / np.array([activations.shares(name, pack.shape, int(n)) for n in rows])[:, None, :]
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):

@@ -144,9 +144,9 @@ class Pack:
             self._together[rows] = max(1, min(TOGETHER, BYTES // (numbers * self.flat.element_size()))) if waits else 1
         return self._together[rows]
 
-    def room(self, rows: int) -> Tensor | None:
-        """Where the next update is written, (R, P); None: to a place of its own, since instruments wait with it."""
-        return self._room if self.together(rows) == 1 else None
+    def room(self, rows: int, *, waits: bool) -> Tensor | None:
+        """Where the next update is written, (R, P); None: to a place of its own, since it `waits` to be reduced with others."""
+        return None if waits and self.together(rows) > 1 else self._room
 
     def stack(self, number: Callable[[JobSpec], float]) -> Tensor:
         """One number of every run's spec, in the job's dtype.  (R, 1)"""

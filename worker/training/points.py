@@ -41,6 +41,8 @@ class Recorder:
     _readings: list[Reading] = field(default_factory=list)
     """Of the last updates, all of one shape: not reduced yet."""
     _sums: list[Sums] = field(default_factory=list)
+    _read: list[int] = field(default_factory=list)
+    """Places in `_steps` at which the layers were read."""
     _looked: list[int] = field(default_factory=list)
     """Places in `_steps` at which what is measured once an epoch was."""
     _after: list[tuple[int, dict[str, Tensor], Tensor]] = field(default_factory=list)
@@ -53,8 +55,9 @@ class Recorder:
         if look:
             self._looked.append(len(self._steps))
         if reading is not None:
-            if self._readings and self._rows[-1] != rows:
+            if self._readings and self._rows[self._read[-1]] != rows:
                 self._reduce(pack)
+            self._read.append(len(self._steps))
             self._readings.append(reading)
             if len(self._readings) >= pack.together(rows):
                 self._reduce(pack)
@@ -88,7 +91,7 @@ class Recorder:
             self._dense(points, pack, places)
         if self._after:
             self._sparse(points, places)
-        self._steps, self._rows, self._rates, self._measured, self._sums, self._looked, self._after = [], [], [], {}, [], [], []
+        self._steps, self._rows, self._rates, self._measured, self._sums, self._read, self._looked, self._after = [], [], [], {}, [], [], [], []
         return points
 
     def settle(self, alive: NDArray[np.bool_], places: list[int], done: int) -> None:
@@ -104,21 +107,26 @@ class Recorder:
 
     def _dense(self, points: Points, pack: Pack, places: list[int]) -> None:
         steps = np.array(self._steps, np.int64)
-        values = {name: _host(parts) for name, parts in self._measured.items()} | (told(pack, self._sums) if self._sums else {})
+        values = {name: _host(parts) for name, parts in self._measured.items()}
         alive, active = values.pop("alive"), values.pop("active")
         values.setdefault("learning_rate", np.stack(self._rates))
-        looked = np.array(self._looked, np.int64)
-        finish(pack, values, np.array(self._rows), looked)
+        rows, read, looked = np.array(self._rows), np.array(self._read, np.int64), np.array(self._looked, np.int64)
+        at = dict.fromkeys(values, np.arange(len(steps))) | {"signal/time": looked}
+        if self._sums:
+            values |= told(pack, self._sums)
+        finish(pack, values, rows[read], rows[looked])
         dtype = np.float64 if pack.dtype == torch.float64 else np.float32
         for name, value in values.items():
             with np.errstate(over="ignore"):  # a norm beyond float32 is infinite there
                 points.values[name] = self._spread(value.astype(dtype, copy=False), places, axis=1)
-            at = slice(None) if len(value) == len(steps) else looked
-            points.steps[name], points.counts[name] = steps[at], self._spread(alive[at].sum(0, dtype=np.int64), places, axis=0)
-        if laws.EXCESS in values and self.broken is None and (at_fault := laws.broken(values[laws.EXCESS], active)) is not None:
+            of_series = at.get(name, read)  # what `told` and `finish` add stands for the updates whose layers were read
+            points.steps[name], points.counts[name] = steps[of_series], self._spread(alive[of_series].sum(0, dtype=np.int64), places, axis=0)
+        if laws.EXCESS in values and self.broken is None and (at_fault := laws.broken(values[laws.EXCESS], active[read])) is not None:
             row, run, layer = at_fault
-            self.broken = f"{pack.shape[layer].name} at step {steps[row]} of run {pack.runs[run].index}: {values[laws.EXCESS][row, run, layer]:.3g} times what rounding explains"
-        self._notice_ends(steps, alive, active, places, points.values, stop=pack.spec.on_nonfinite == "stop")
+            self.broken = (
+                f"{pack.shape[layer].name} at step {steps[read[row]]} of run {pack.runs[run].index}: {values[laws.EXCESS][row, run, layer]:.3g} times what rounding explains"
+            )
+        self._notice_ends(steps, alive, active, places, points, stop=pack.spec.on_nonfinite == "stop")
 
     def _sparse(self, points: Points, places: list[int]) -> None:
         after = [(t, metrics, alive.cpu().numpy()) for t, metrics, alive in self._after]
@@ -139,9 +147,7 @@ class Recorder:
         whole[(slice(None),) * axis + (places,)] = values
         return whole
 
-    def _notice_ends(
-        self, steps: NDArray[np.int64], alive: NDArray[np.bool_], active: NDArray[np.bool_], places: list[int], values: dict[str, NDArray[Any]], *, stop: bool
-    ) -> None:
+    def _notice_ends(self, steps: NDArray[np.int64], alive: NDArray[np.bool_], active: NDArray[np.bool_], places: list[int], points: Points, *, stop: bool) -> None:
         """A run that was alive and not active has met a bad number: that step was not taken. One that is no longer alive was stopped early."""
         counts = alive.sum(0)
         for row, place in enumerate(places):
@@ -150,15 +156,17 @@ class Recorder:
                 continue
             if last >= 0 and not active[last, row] and stop:
                 self.ended[place] = int(steps[last])
-                self.died[place] = {"step": int(steps[last]), **_first_bad(values, last, place)}
+                self.died[place] = {"step": int(steps[last]), **_first_bad(points, last, place)}
             elif counts[row] < len(steps):
                 self.ended[place] = int(steps[0]) + int(counts[row])
 
 
-def _first_bad(values: dict[str, NDArray[Any]], row: int, run: int) -> dict[str, Any]:
-    """Which series was not finite in this row of this run, and the layer nearest to the output whose gradient was not: there it began."""
-    layers = np.flatnonzero(~np.isfinite(values["gradient/norm"][row, run])) if "gradient/norm" in values else []
-    series = "loss/train" if not np.isfinite(values["loss/train"][row, run]) else "gradient/norm"
+def _first_bad(points: Points, row: int, run: int) -> dict[str, Any]:
+    """Which series was not finite in this row of the losses of this run, and the layer nearest to the output whose gradient was not, if the layers were read: there it began."""
+    step, losses = points.steps["loss/train"][row], points.values["loss/train"]
+    read = np.flatnonzero(points.steps["gradient/norm"] == step) if "gradient/norm" in points.steps else []
+    layers = np.flatnonzero(~np.isfinite(points.values["gradient/norm"][read[0], run])) if len(read) else []
+    series = "loss/train" if not np.isfinite(losses[row, run]) else "gradient/norm"
     return {"series": series, **({"layer": int(layers[-1])} if len(layers) else {})}
 
 

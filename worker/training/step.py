@@ -10,7 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from regtrain.contract.diagnostics import includes
+from regtrain.contract.diagnostics import includes, reads
 from regtrain.contract.models import BatchNorm
 from regtrain.contract.optimizers import Lbfgs, Proximal
 from regtrain.contract.regularizers import WeightDecay
@@ -42,27 +42,32 @@ _Term = tuple[str, Tensor, bool, Callable[[], list[Tensor]], list[slice]]
 def step(pack: Pack, x: Tensor, y: Tensor, *, t: int, lr: Tensor, look: bool = False) -> tuple[Measured, Reading | None]:
     """Update t of every living run, in place.  x: (B, features) or (R, B, features); y: (B,) or (R, B); lr: (R, 1). `look`: measure what is measured once an epoch, too.
 
-    Returns what was measured, (R,) or one (R,) a layer for each series, and what is left for instruments that reduce many updates at once.
+    Returns what was measured, (R,) or one (R,) a layer for each series, and what is left for instruments that reduce many updates at once: None where the
+    layers are not read in this update. Where a run fails they are, if the host can know it without waiting.
     `alive` says which runs took part, `active` which of them moved.
     """
-    preset, rows = pack.spec.diagnostics, y.shape[-1]
-    loss, measured, sides, moments, omega = _backward(pack, x, y, t, look)
+    preset, rows, on_cpu = pack.spec.diagnostics, y.shape[-1], pack.device.type == "cpu"
+    loss, layers, deltas, moments, omega = _backward(pack, x, y, t)
     gradient, alive = pack.gradient, pack.alive
     active = alive & torch.isfinite(loss + gradient.sum(1))
-    everyone = pack.device.type == "cpu" and bool(active.all())  # on a CPU asking is cheaper than masking
-    measured |= {"alive": alive, "active": active, "loss/train": loss}
+    everyone = on_cpu and bool(active.all())  # on a CPU asking is cheaper than masking
+    fails = on_cpu and not everyone and bool((alive != active).any())
+    read = includes(preset, "light") and (fails or reads(preset, t))
+    measured: Measured = {"alive": alive, "active": active, "loss/train": loss}
+    sides = _signals(pack, layers, deltas, measured, look=look) if (read or look) and includes(preset, "standard") else []
     measured |= diagnostics.of_identities(preset, pack, moments[0] if pack.spec.budget.accumulate == 1 else None)
     for of_part in moments:
         _average(pack, of_part, active)
-    gradient, penalties = _with_penalties(pack, gradient, loss, omega, measured)
-    reading = diagnostics.read(pack, rows, sides, penalties)
+    gradient, penalties = _with_penalties(pack, gradient, loss, omega, measured, watch=read and includes(preset, "standard"))
+    reading = diagnostics.read(pack, rows, sides, penalties) if read else None
+    room = pack.room(rows, waits=reading is not None)
     if pack.spec.clip is not None and pack.limit is not None:
         gradient, changed = clipped(pack.spec.clip, gradient, pack.limit)
         measured |= {"gradient/clipped": changed} if includes(preset, "light") else {}
     if isinstance(pack.spec.optimizer, Proximal | Lbfgs):
-        _solve(pack, gradient.clone(), measured, active.unsqueeze(1), _smooth(pack, x, y), rows=rows)
+        _solve(pack, gradient.clone(), measured, active.unsqueeze(1), _smooth(pack, x, y), room=room)
     else:
-        _update(pack, gradient, None if everyone else active.unsqueeze(1), lr, measured, rows=rows)
+        _update(pack, gradient, None if everyone else active.unsqueeze(1), lr, measured, room=room)
     if reading is not None:
         diagnostics.read_update(pack, reading)
     if pack.spec.on_nonfinite == "stop":
@@ -72,8 +77,8 @@ def step(pack: Pack, x: Tensor, y: Tensor, *, t: int, lr: Tensor, look: bool = F
     return measured, reading
 
 
-def _backward(pack: Pack, x: Tensor, y: Tensor, t: int, look: bool) -> tuple[Tensor, Measured, list[Tensor], list[Moments], Vanishing | None]:
-    """Mean loss of each run (R,), its gradient into `pack.gradient`, the signals of the whole batch, batch norm's moments of each micro-batch, and Ω."""
+def _backward(pack: Pack, x: Tensor, y: Tensor, t: int) -> tuple[Tensor, list[list[Passed]], list[list[Tensor]], list[Moments], Vanishing | None]:
+    """Mean loss of each run (R,), its gradient into `pack.gradient`, of every micro-batch what passed every layer, forward and back, and batch norm's moments, and Ω."""
     rows, spec = y.shape[-1], pack.spec
     reparametrized.iterate(pack.shape, pack.net.tensors, pack.net.buffers, pack.alive)
     kept = pack.kept(t, rows)
@@ -86,25 +91,23 @@ def _backward(pack: Pack, x: Tensor, y: Tensor, t: int, look: bool) -> tuple[Ten
         parts = [_micro(pack, x, y, kept, slice(first, first + size), whole) for first in range(0, rows, size)]
         layers, back, moments = [p[1] for p in parts], [p[2] for p in parts], [p[3] for p in parts]
         loss = torch.stack([p[0] for p in parts]).sum(0)
-    return loss, *_signals(pack, layers, back, look), moments, _omega(pack, layers, back, rows)
+    return loss, layers, back, moments, _omega(pack, layers, back, rows)
 
 
 def _omega(pack: Pack, layers: list[list[Passed]], deltas: list[list[Tensor]], rows: int) -> Vanishing | None:
     return None if pack.omega is None else vanishing(pack.net, layers, deltas, lam=pack.omega.lam, rows=rows)
 
 
-def _signals(pack: Pack, layers: list[list[Passed]], deltas: list[list[Tensor]], look: bool) -> tuple[Measured, list[Tensor]]:
-    """What both sides of every layer say of the whole batch: measured, and left as it is. Both lists: of every micro-batch, of every layer."""
-    preset = pack.spec.diagnostics
-    if not includes(preset, "standard"):
-        return {}, []
-    back = _whole(deltas)
+def _signals(pack: Pack, layers: list[list[Passed]], deltas: list[list[Tensor]], measured: Measured, *, look: bool) -> list[Tensor]:
+    """Both sides of every layer, of the whole batch; what is counted in them, and at time steps, is `measured`. Both lists: of every micro-batch, of every layer."""
+    preset, back = pack.spec.diagnostics, _whole(deltas)
     sides = _whole([[passed.signal for passed in part] for part in layers]) + back
-    measured: Measured = {}
     if includes(preset, "full"):
         sides += _whole([[part[-1].input] for part in layers])
         measured |= of_activations(preset, pack, layers)
-    return measured | (diagnostics.of_time(preset, pack.shape, back) if look else {}), sides
+    if look:
+        measured |= diagnostics.of_time(pack.shape, back)
+    return sides
 
 
 def _micro(pack: Pack, x: Tensor, y: Tensor, kept: dict[str, Tensor] | None, part: slice, whole: Tensor | int) -> tuple[Tensor, list[Passed], list[Tensor], Moments]:
@@ -133,14 +136,13 @@ def _average(pack: Pack, moments: Moments, active: Tensor) -> None:
                 running.copy_(torch.where(active.unsqueeze(1), running.lerp(batch, layer.normalization.momentum), running))
 
 
-def _with_penalties(pack: Pack, gradient: Tensor, loss: Tensor, omega: Vanishing | None, measured: Measured) -> tuple[Tensor, Tensor | None]:
-    """The ledger of every penalty, the gradient with λ∇R of the coupled ones, analytic, at the weights of the loss, and where it is looked at λ∇R of them all."""
+def _with_penalties(pack: Pack, gradient: Tensor, loss: Tensor, omega: Vanishing | None, measured: Measured, *, watch: bool) -> tuple[Tensor, Tensor | None]:
+    """The ledger of every penalty, the gradient with λ∇R of the coupled ones, analytic, at the weights of the loss, and with `watch` λ∇R of them all."""
     terms: list[_Term] = [(p.name, p.value(pack.flat), is_coupled(p.spec), partial(p.gradients, pack.flat), p.columns) for p in pack.penalties]
     if omega is not None and pack.omega is not None:
         terms.append((pack.omega.name, omega.value, True, lambda: omega.gradients, pack.omega.columns))
     if not terms:
         return gradient, None
-    watch = includes(pack.spec.diagnostics, "standard")
     objective, added, total = loss, gradient, None
     for name, value, coupled, gradients, columns in terms:
         measured[name] = value
@@ -168,7 +170,7 @@ def _add(whole: Tensor, parts: list[Tensor], columns: list[slice]) -> Tensor:
     return whole
 
 
-def _update(pack: Pack, gradient: Tensor, active: Tensor | None, lr: Tensor, measured: Measured, *, rows: int) -> None:
+def _update(pack: Pack, gradient: Tensor, active: Tensor | None, lr: Tensor, measured: Measured, *, room: Tensor | None) -> None:
     """Direction, step penalty, decoupled decay, update, prox and projection; nothing moves where `active` (R, 1) is false. None: all runs move."""
     direction, factor = _direction(pack, gradient, active)
     rate = lr
@@ -179,14 +181,14 @@ def _update(pack: Pack, gradient: Tensor, active: Tensor | None, lr: Tensor, mea
         direction = shortened(direction, alpha=alpha, lr=lr, squared=squared)
         moved = torch.linalg.vector_norm(rate * direction, dim=1)
         measured["penalty/step_penalty"] = alpha.squeeze(1) * (0.5 * moved.square() if squared else moved)
-    pack.update = torch.mul(direction, -rate, out=pack.room(rows))
+    pack.update = torch.mul(direction, -rate, out=room)
     if not pack.reshapes:
         pack.flat.add_(pack.update)
         return
     after = _decayed(pack, pack.update, rate, factor)
     if pack.bounds and active is not None:  # a projection moves weights that no rate holds still
         after = torch.where(active, after, pack.flat)
-    pack.update = torch.sub(after, pack.flat, out=pack.room(rows))
+    pack.update = torch.sub(after, pack.flat, out=room)
     pack.flat.copy_(after)
 
 
@@ -210,7 +212,7 @@ def _smooth(pack: Pack, x: Tensor, y: Tensor) -> Objective:
     return at
 
 
-def _solve(pack: Pack, gradient: Tensor, measured: Measured, active: Tensor, smooth: Objective, *, rows: int) -> None:
+def _solve(pack: Pack, gradient: Tensor, measured: Measured, active: Tensor, smooth: Objective, *, room: Tensor | None) -> None:
     """One update of an optimizer that chooses its own steps; runs that are not `active` (R, 1) keep their weights and its state."""
     state, idle = dict(pack.directions.state), ~active
     value = measured.get("objective/train", measured["loss/train"])
@@ -230,7 +232,7 @@ def _solve(pack: Pack, gradient: Tensor, measured: Measured, active: Tensor, smo
         now = pack.directions.state[name]
         pack.directions.state[name] = torch.where(active.view(-1, *[1] * (now.dim() - 1)), now, before)
     after = torch.where(active, after, pack.flat)
-    pack.update = torch.sub(after, pack.flat, out=pack.room(rows))
+    pack.update = torch.sub(after, pack.flat, out=room)
     pack.flat.copy_(after)
     measured["learning_rate"] = steps.squeeze(1)
 

@@ -28,18 +28,16 @@ def non_finite(known: Known, window: Window, past: Past) -> Iterator[Finding]:
     """The first step whose loss or gradient has an entry that is NaN or infinite; the layer nearest to the output whose gradient has one: there it began."""
     if not window.has("loss/train"):
         return
-    for place in np.flatnonzero(window.counts > 0):
-        rows = slice(0, int(window.counts[place]))
-        bad = ~np.isfinite(window.values["loss/train"][rows, place])
-        entries = window.values["gradient/nonfinite"][rows, place] if window.has("gradient/nonfinite") else None
-        if entries is not None:
-            bad |= (entries > 0).any(1)
-        if bad.any():
-            row = int(np.argmax(bad))
-            layers = np.flatnonzero(entries[row] > 0) if entries is not None else []
+    for place in map(int, np.flatnonzero(window.counts > 0)):
+        steps, losses = window.reached("loss/train", place)
+        read, entries = window.reached("gradient/nonfinite", place)
+        bad = [*steps[~np.isfinite(losses)][:1], *read[(entries > 0).any(-1)][:1]]
+        if bad:
+            step = min(bad)
+            found = entries[read == step].sum(0) if step in read else np.zeros(0)
+            layers = np.flatnonzero(found > 0)
             layer = known.layers[int(layers[-1])] if len(layers) else None
-            count = float(entries[row].sum()) if entries is not None else 1.0
-            yield Finding("non_finite", int(place), layer, window.first + row, max(count, 1.0), 0.0, "critical", 1.0, {"loss": str(window.values["loss/train"][row, place])})
+            yield Finding("non_finite", place, layer, int(step), max(float(found.sum()), 1.0), 0.0, "critical", 1.0, {"loss": str(losses[steps == step][0])})
 
 
 def saturated(known: Known, window: Window, past: Past) -> Iterator[Finding]:
@@ -115,24 +113,21 @@ def exploding_gradient(known: Known, window: Window, past: Past) -> Iterator[Fin
     constant's (Pascanu et al. 2013)."""
     if not window.has("gradient/total", "loss/train") or window.first == 0:
         return
-    for place in np.flatnonzero(window.counts > 0):
-        rows = slice(0, int(window.counts[place]))
-        norms, losses = window.values["gradient/total"][rows, place], window.values["loss/train"][rows, place]
+    for place in map(int, np.flatnonzero(window.counts > 0)):
+        (steps, norms), (_, losses) = window.reached("gradient/total", place), window.reached("loss/train", place)
         before, level = float(past.before_gradient[place]), float(past.before_loss[place])
         finite = norms[np.isfinite(norms)]
         if not (len(finite) and before > 0 and level > 0):
             continue
         value, worst = float(finite.max() / before), float(np.max(np.where(np.isfinite(losses), losses, np.inf)))
         if value > JUMP and finite.max() > NEVER * past.most_gradient[place] and worst > LOSS_JUMP * level and worst > known.constant[place]:
-            layer = None
-            if window.has("gradient/norm"):
-                layer = known.layers[int(np.nan_to_num(window.values["gradient/norm"][int(np.argmax(norms == finite.max())), place]).argmax())]
-            at = window.first + int(np.argmax(norms == finite.max()))
-            yield Finding("exploding_gradient", int(place), layer, at, value, JUMP, "critical", sure(value, JUMP), {"before": before, "norm": float(finite.max())})
+            row = int(np.argmax(norms == finite.max()))
+            layer = known.layers[int(np.nan_to_num(window.values["gradient/norm"][row, place]).argmax())] if window.has("gradient/norm") else None
+            yield Finding("exploding_gradient", place, layer, int(steps[row]), value, JUMP, "critical", sure(value, JUMP), {"before": before, "norm": float(finite.max())})
 
 
 def no_gradient(known: Known, window: Window, past: Past) -> Iterator[Finding]:
-    """‖g_l‖ = 0 at every step of a window. The layer is the last whose signal gradient is 0 too: behind a layer that lets nothing forward the weights' own is 0 as well."""
+    """‖g_l‖ = 0 wherever a window was read. The layer is the last whose signal gradient is 0 too: behind a layer that lets nothing forward the weights' own is 0 as well."""
     if not (window.has("gradient/norm") and judged(known, window)) or len(known.layers) < 2:
         return
     zero = (window.values["gradient/norm"] == 0).all(0) & unlearned(known, window)[:, None]  # (R, L)

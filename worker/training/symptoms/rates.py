@@ -73,15 +73,15 @@ def _replaced(known: Known, window: Window, past: Past, unknowing: NDArray[np.bo
     steps = moved(window) * np.minimum(1.0, lengths / np.fmax(_length(past.first_weight), 1e-300))  # (n, R)
     for place in np.flatnonzero(unknowing & (steps.max(0) >= REPLACED)):
         layer = known.layers[int(window.values["update/ratio"][:, place].max(0).argmax())]
-        step, value = window.first + int(steps[:, place].argmax()), float(steps[:, place].max())
+        step, value = int(window.steps["update/ratio"][steps[:, place].argmax()]), float(steps[:, place].max())
         yield _too_high(int(place), layer, step, value, REPLACED, "one update was as long as all weights together", loss=float(window.level("loss/train")[place]))
 
 
 def _blown_up(known: Known, window: Window, past: Past) -> Iterator[Finding]:
     """The loss had grown to twice its first, and twice that of outputs 0, before it ceased to be finite."""
     for place in np.flatnonzero(window.counts > 0):
-        losses = window.values["loss/train"][: int(window.counts[place]), place]
-        if np.isfinite(losses[-1]) and (not window.has("gradient/total") or np.isfinite(window.values["gradient/total"][len(losses) - 1, place])):
+        (_, losses), (_, norms) = window.reached("loss/train", int(place)), window.reached("gradient/total", int(place))
+        if np.isfinite(losses[-1]) and np.isfinite(norms[-1:]).all():
             continue
         finite = losses[np.isfinite(losses)]
         start = past.first_loss[place] if window.first > 0 else losses[0]

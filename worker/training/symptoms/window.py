@@ -36,7 +36,7 @@ def next_look(done: int) -> int:
 
 @dataclass(frozen=True)
 class Window:
-    """Consecutive steps of R runs; of run r the first `counts[r]` are points, what follows is NaN."""
+    """Consecutive steps of R runs; of run r the first `counts[r]` are points, what follows is NaN. Layers may have been read in some of them only: `steps` says in which."""
 
     first: int
     done: int
@@ -66,6 +66,11 @@ class Window:
             pieces = [piece.mean(0) for piece in np.array_split(self.values[name], PIECES) if len(piece)]
             self._medians[key] = np.median(pieces, axis=0)
         return self._medians[key]
+
+    def reached(self, name: str, place: int) -> tuple[NDArray[np.int64], Array]:
+        """The steps of a series up to which a run has come, and its values there.  (m,), (m,) or (m, L)"""
+        m = int(np.searchsorted(self.steps[name], self.first + self.counts[place])) if name in self.steps else 0
+        return (self.steps[name][:m], self.values[name][:m, place]) if m else (np.empty(0, np.int64), np.empty(0))
 
     def late(self, name: str) -> Array:
         """Median over the last quarter.  (R,) or (R, L)"""
@@ -156,7 +161,8 @@ class Past:
         if window.has("weight/norm") and window.first == 0:
             changes["first_weight"] = window.values["weight/norm"][0]
         if window.has("update/ratio"):
-            changes["moved"] = self.moved + np.nansum(moved(window), axis=0)
+            spans = np.diff(window.steps["update/ratio"], append=window.done)  # an update that was read stands for those behind it that were not
+            changes["moved"] = self.moved + np.nansum(moved(window) * spans[:, None], axis=0)
         if window.has("penalty_gradient/norm"):
             changes["visible"] = np.fmax(self.visible, np.nanmax(np.where(np.isfinite(ratio := share(window)), ratio, 0.0), axis=(0, 2)))
         if window.has("gradient/clipped"):
@@ -166,14 +172,14 @@ class Past:
 
 
 def moved(window: Window) -> Array:
-    """‖Δw‖/‖w‖ of all layers together, at each step.  (n, R)"""
+    """‖Δw‖/‖w‖ of all layers together, where layers were read.  (n, R)"""
     lengths = window.values["weight/norm"]
     updates = np.where(lengths > 0, window.values["update/ratio"] * lengths, 0.0)
     return np.sqrt((updates**2).sum(2) / np.fmax((lengths**2).sum(2), 1e-300))
 
 
 def share(window: Window) -> Array:
-    """‖λ∇R‖/‖∇L‖ of each layer at each step; 0 where nothing is penalised.  (n, R, L)"""
+    """‖λ∇R‖/‖∇L‖ of each layer where layers were read; 0 where nothing is penalised.  (n, R, L)"""
     penalty = window.values["penalty_gradient/norm"]
     return np.where(penalty > 0, penalty / np.fmax(window.values["gradient/norm"], 1e-300), 0.0)
 

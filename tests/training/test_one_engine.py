@@ -238,7 +238,7 @@ def rows_of(job: dict[str, Any]) -> tuple[Tensor, Tensor]:
 
 def test_each_run_follows_plain_torch():
     """Three learning rates × two seeds, batches of 7 in the run's own order: 100 updates, the last batch of an epoch short."""
-    job = spec(two_labels(), MLP, "cross_entropy", sgd({"values": [0.05, 0.1, 0.2]}), batch_size=7, epochs=25, selection={"seeds": 2})
+    job = spec(two_labels(), MLP, "cross_entropy", sgd({"values": [0.05, 0.1, 0.2]}), batch_size=7, epochs=25, selection={"seeds": 2}, diagnostics="full")
     found, start, (x, y) = run(job), starting(job), rows_of(job)
     for r, (lr, seed) in enumerate(product([0.05, 0.1, 0.2], range(2))):
         twin = Twin(start, r)

@@ -461,9 +461,7 @@ def test_an_update_that_is_read_says_the_same_with_standard_as_with_full():
 
 def test_a_run_that_fails_is_read_in_the_update_in_which_it_fails():
     """Of two runs one grows beyond all numbers at an update that is not among those read anyway; the other goes on."""
-    body = spec(
-        inline(np.linspace(-1, 1, 40).reshape(20, 2), np.linspace(0, 1, 20)), {"kind": "linear"}, "half_squared_error", sgd({"values": [0.01, 4]}), budget={"epochs": 200}
-    )
+    body = spec(inline(np.linspace(-1, 1, 40).reshape(20, 2), np.linspace(0, 1, 20)), {"kind": "linear"}, "half_squared_error", sgd({"values": [0.01, 4]}), budget={"epochs": 200})
     found = run({**body, "dtype": "float32"})
     (updates, losses), (read, _) = found.curves["loss/train"][1], found.curves["gradient/norm"][1]
     died = int(updates[-1])

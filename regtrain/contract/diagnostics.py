@@ -8,8 +8,8 @@ Diagnostics = Literal["off", "light", "standard", "full"]
 ORDER: tuple[Diagnostics, ...] = ("off", "light", "standard", "full")
 
 
-FIRST, EVERY = 32, 16
-"""Updates whose layers are all read, and of those behind them one in so many: what goes wrong at once is seen at once, and looking costs little after that."""
+SPACING, LATER = ((32, 1), (256, 4)), 16
+"""Up to which update the layers are read in one update of how many, and later: what goes wrong at once is seen at once, and looking costs little after that."""
 
 _RANK = {preset: rank for rank, preset in enumerate(ORDER)}
 
@@ -20,5 +20,5 @@ def includes(preset: Diagnostics, needed: Diagnostics) -> bool:
 
 
 def reads(preset: Diagnostics, t: int) -> bool:
-    """Whether the layers are read in update t: with `full` in all, with `standard` and `light` in the first FIRST and in every EVERY-th."""
-    return preset == "full" or (preset != "off" and (t < FIRST or t % EVERY == 0))
+    """Whether the layers are read in update t: with `full` in all, with `standard` and `light` ever more rarely."""
+    return preset == "full" or (preset != "off" and t % next((every for before, every in SPACING if t < before), LATER) == 0)

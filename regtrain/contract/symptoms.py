@@ -124,7 +124,7 @@ SYMPTOMS: tuple[Symptom, ...] = (
         "Hochreiter 1991; Bengio et al. 1994", ("no_change", "plateau", "underfitting"),
     ),
     Symptom(
-        "no_gradient", "training", "a layer's gradient is exactly 0 wherever a window was read, while the loss is above a tenth of a constant's", "Lu et al. 2020",
+        "no_gradient", "training", "a layer's gradient is exactly 0 in 31 readings in a row or more, while the loss is above a tenth of a constant's", "Lu et al. 2020",
         ("no_change", "plateau", "underfitting"), needs="light",
     ),
     Symptom(

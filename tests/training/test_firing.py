@@ -95,6 +95,6 @@ def test_three_quarters_sparse_is_not_dead() -> None:
 
 
 def test_when_units_are_counted() -> None:
-    """At epochs of 50 updates: before the first, behind 128, behind every 1,024, and at the last of 3,000."""
-    at = [done for done in range(0, 3001, 50) if due(done, per_epoch=50, steps=3000)]
-    assert at == [0, 150, *(50 * math.ceil(k * EVERY / 50) for k in (1, 2)), 3000]
+    """At epochs of 50 updates: before the first, behind 128, behind every 4,096, and at the last of 9,000."""
+    at = [done for done in range(0, 9001, 50) if due(done, per_epoch=50, steps=9000)]
+    assert at == [0, 150, *(50 * math.ceil(k * EVERY / 50) for k in (1, 2)), 9000]

@@ -20,7 +20,7 @@ ROWS = 2995
 FEW, MANY = 256, 0.25
 """Rows that are looked at first: of units that fire on 2 % of all rows they clear 99.4 %. The share of silent units of a layer from which on a run is looked at
 on all ROWS; it is half of what is reported as a symptom."""
-FIRST, EVERY = 128, 1024
+FIRST, EVERY = 128, 4096
 """Updates behind which the second count is made, and about so many between two from then on."""
 
 SILENT, RATES = "activation/silent", "histogram/firing"

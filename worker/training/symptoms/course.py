@@ -22,6 +22,8 @@ JUMP, NEVER, LOSS_JUMP = 100.0, 10.0, 10.0
 of all sizes once most of them are learned; none of them is far beyond those of the beginning."""
 SWING, TURNS = 2.5, 6
 STILL, HIGH = 0.01, 0.9
+SILENCE = 31
+"""Readings of the first window that is judged."""
 
 
 def non_finite(known: Known, window: Window, past: Past) -> Iterator[Finding]:
@@ -127,10 +129,11 @@ def exploding_gradient(known: Known, window: Window, past: Past) -> Iterator[Fin
 
 
 def no_gradient(known: Known, window: Window, past: Past) -> Iterator[Finding]:
-    """‖g_l‖ = 0 wherever a window was read. The layer is the last whose signal gradient is 0 too: behind a layer that lets nothing forward the weights' own is 0 as well."""
+    """‖g_l‖ = 0 in 31 readings in a row or more: what dropout leaves of a batch may well be 0 now and then. The layer is the last whose signal gradient is 0 too:
+    behind a layer that lets nothing forward the weights' own is 0 as well."""
     if not (window.has("gradient/norm") and judged(known, window)) or len(known.layers) < 2:
         return
-    zero = (window.values["gradient/norm"] == 0).all(0) & unlearned(known, window)[:, None]  # (R, L)
+    zero = (past.zeros(window) >= SILENCE) & unlearned(known, window)[:, None]  # (R, L)
     silent = (window.values["signal/backward"] == 0).all(0) if window.has("signal/backward") else zero
     for place in np.flatnonzero(zero.any(1)):
         layers = np.flatnonzero(zero[place] & silent[place])

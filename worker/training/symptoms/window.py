@@ -100,6 +100,8 @@ class Past:
     """The lowest loss of a window behind the first 32 updates so far, by the medians of its eighths' means."""
     most_gradient: Array
     """The largest norm of a finite gradient so far."""
+    zero: Array
+    """Readings in a row, whole windows of them, in which a layer's gradient was exactly 0.  (R, L)"""
     moved: Array
     """Σ‖Δw‖/‖w‖ over all layers together and all updates so far."""
     visible: Array
@@ -122,7 +124,7 @@ class Past:
         best = np.column_stack([np.full(runs, np.inf), np.zeros(runs), unknown()])
         return Past(
             first_loss=unknown(), first_gradient=unknown(layers), first_weight=unknown(layers), early_loss=unknown(), early_gradient=unknown(), before_loss=unknown(),
-            before_gradient=unknown(), lowest=unknown(), most_gradient=unknown(), moved=np.zeros(runs), visible=np.zeros(runs), clipped=np.zeros((runs, 2)),
+            before_gradient=unknown(), zero=np.zeros((runs, layers)), lowest=unknown(), most_gradient=unknown(), moved=np.zeros(runs), visible=np.zeros(runs), clipped=np.zeros((runs, 2)),
             sharp=np.zeros(runs), evaluated=unknown(KEPT), accuracy=unknown(KEPT), best=best,
         )  # fmt: skip
 
@@ -139,6 +141,11 @@ class Past:
         accuracy = np.hstack([self.accuracy, window.values["accuracy/val"].T])[:, -KEPT:] if window.has("accuracy/val") else self.accuracy
         return replace(self, evaluated=np.hstack([self.evaluated, losses])[:, -KEPT:], best=best, accuracy=accuracy)
 
+    def zeros(self, window: Window) -> Array:
+        """`zero` with this window.  (R, L)"""
+        norms = window.values["gradient/norm"]
+        return np.where((norms == 0).all(0), self.zero + len(norms), 0.0)
+
     def after(self, window: Window) -> "Past":
         """With what later windows are to know of this one."""
         changes: dict[str, Array] = {}
@@ -154,6 +161,7 @@ class Past:
             if window.first == 0:
                 changes["first_gradient"] = window.values["gradient/norm"][0]
             changes["before_gradient"] = window.median("gradient/total")
+            changes["zero"] = self.zeros(window)
             norms = window.values["gradient/total"]
             changes["most_gradient"] = np.fmax(self.most_gradient, np.where(np.isfinite(norms), norms, 0.0).max(0))
             if window.first == 1 and not window.last:

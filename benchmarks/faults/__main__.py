@@ -1,6 +1,6 @@
 """The fault bench: nets that are broken in known ways, and sound ones; who notices, who names the cause and the layer, and who cries wolf.
 
-OMP_NUM_THREADS=1 PYTHONPATH=. python -m benchmarks.faults [--seed 10] [--seeds 7] [--groups NAME …] [--diagnostics full] [--quick]
+OMP_NUM_THREADS=1 PYTHONPATH=. python -m benchmarks.faults [--seed 20] [--seeds 7] [--groups NAME …] [--diagnostics full] [--quick]
 
 Every group of cases is one job: the cases are its variants, and the seeds of a case train as one pack. All detectors read the same recorded series.
 --quick: one seed of the smallest groups, nothing kept. `docs/fault_bench.py` writes docs/fault-bench.md from what is kept in benchmarks/results/faults.json.

@@ -151,6 +151,7 @@ class Client:
         Args:
             job: whose symptom is to be cured.
             request: `symptom`, `remedies` ([{"label": …, "set": {path: value}}] in place of the candidates), `seeds` (at least 8), `epochs`,
+                `order` (`in_turn`: one after the other until one is confirmed, or, with fewer than 8 seeds, until one helps),
                 `**{"continue": True}` (go on from the job's trained weights, with surgery among the candidates).
 
         Raises:

@@ -39,9 +39,9 @@ class RemedyAnswer(BaseModel):
 
 class VerdictAnswer(BaseModel):
     label: str
-    verdict: str = Field(description="confirmed, left_out, symptom_stays, undecided, not_better; more may come.")
+    verdict: str = Field(description="confirmed, helps, left_out, not_tried, symptom_stays, undecided, not_better; more may come.")
     pairs: int = Field(description="Seeds that it and the control were both trained with.")
-    shown: float | None = Field(description="Share of its runs that show the symptom.")
+    shown: float | None = Field(description="Share of its runs that show the symptom; with fewer than 8 seeds, or what it may bring about.")
     symptom_p: float | None
     metric: float | None
     difference: float | None = Field(description="Mean over the pairs, positive where it is better than the control.")
@@ -54,8 +54,10 @@ class TrialAnswer(BaseModel):
     state: str
     terminal: bool
     continues: bool = Field(description="Whether its contestants go on from the job's trained weights.")
+    order: str = Field(description="together, or in_turn.")
     symptom: str | None
-    confirmed: str | None = Field(description="Label of the best remedy that is confirmed; null before the end, and where no remedy helps.")
+    confirmed: str | None = Field(description="Label of the best remedy that is confirmed; null before the end, and where none is.")
+    helps: str | None = Field(description="Label of the remedy that a trial in turn with fewer than 8 seeds has ended with.")
     in_words: str | None
     verdicts: list[VerdictAnswer]
 
@@ -78,8 +80,8 @@ EXAMPLE: dict[str, Any] = {
     ],
     "trials": [
         {
-            "job": "job_01JD3QZ7M8XK5T2V9R4C6B1N0Q", "state": "succeeded", "terminal": True, "continues": False, "symptom": "vanishing_signal",
-            "confirmed": "residual",
+            "job": "job_01JD3QZ7M8XK5T2V9R4C6B1N0Q", "state": "succeeded", "terminal": True, "continues": False, "order": "together",
+            "symptom": "vanishing_signal", "confirmed": "residual", "helps": None,
             "in_words": "residual is confirmed: vanishing_signal is gone and loss/val is better than the control's by 1.04 on average over 8 paired seeds (p = 0.0039).",
             "verdicts": [
                 {
@@ -91,6 +93,7 @@ EXAMPLE: dict[str, Any] = {
     ],
 }  # fmt: skip
 EXAMPLE_REQUEST: dict[str, Any] = {"seeds": 8}
+EXAMPLE_QUICK: dict[str, Any] = {"order": "in_turn", "seeds": 1}
 EXAMPLE_OWN: dict[str, Any] = {"remedies": [{"label": "slower", "set": {"optimizer.lr": 0.01}}], "seeds": 10}
 
 Symptom = Annotated[SymptomName | None, Query(description="Remedies for another symptom than the job's own.", examples=["plateau"])]
@@ -128,10 +131,11 @@ def list_remedies(request: Request, db: Store, id: JobId, symptom: Symptom = Non
                 "application/json": {
                     "schema": {
                         "type": "object",
-                        "description": "`symptom`: default the job's own. `remedies`: [{label, set}] in place of the candidates. `seeds`: at least 8. `epochs`: of each run. `continue`: all contestants go on from the weights with which the run has ended.",
+                        "description": "`symptom`: default the job's own. `remedies`: [{label, set}] in place of the candidates. `order`: `together`, or `in_turn` until one is confirmed. `seeds`: at least 8; in turn fewer, where the first that helps is taken. `epochs`: of each run. `continue`: all contestants go on from the weights with which the run has ended.",
                     },
                     "examples": {
                         "plain": {"value": EXAMPLE_REQUEST},
+                        "quick": {"summary": "The first remedy that helps one net", "value": EXAMPLE_QUICK},
                         "own": {"summary": "A remedy of your own", "value": EXAMPLE_OWN},
                     },
                 }
@@ -142,7 +146,7 @@ def list_remedies(request: Request, db: Store, id: JobId, symptom: Symptom = Non
 async def try_remedies(request: Request, db: Store, id: JobId) -> Response:
     """A new job: the control, the candidates and as many random changes from the same space, over the same seeds and held-out rows; the worse half leaves after a quarter
     of the seeds, and again after half of them. A remedy is confirmed if the symptom is gone and the held-out metric beats the control's (p < 0.05 over all pairs, exact,
-    corrected for their number). `result.trial` has the verdicts. With `continue` the control is the job's own weights trained on, the candidates are surgery and what changes
+    corrected for their number). `result.trial` has the verdicts. With `"order": "in_turn"` they train one after the other until one is confirmed. With `continue` the control is the job's own weights trained on, the candidates are surgery and what changes
     no shape, and the seeds differ in row order and dropout. 409 unless the job has ended."""
     body = b"{}" if _is_empty(request) else await json_body(request)
     return await run_in_threadpool(_try, db, id, body)
@@ -206,15 +210,17 @@ def _trial(job: jobs.Job) -> dict[str, Any]:
     said: dict[str, Any] = (job.result or {}).get("trial") or {}
     of: dict[str, Any] = job.spec.get("trial") or {}
     continues = (job.spec.get("begin") or {}).get("job") == of.get("of")
-    told = {"symptom": of.get("symptom"), "confirmed": said.get("confirmed"), "in_words": said.get("in_words"), "verdicts": said.get("verdicts", [])}
-    return {"job": job.id, "state": job.state, "terminal": job.terminal, "continues": continues, **told}
+    asked = {"order": of.get("order", "together"), "symptom": of.get("symptom")}
+    told = {name: said.get(name) for name in ("confirmed", "helps", "in_words")}
+    return {"job": job.id, "state": job.state, "terminal": job.terminal, "continues": continues, **asked, **told, "verdicts": said.get("verdicts", [])}
 
 
 def _records(answer: dict[str, Any]) -> list[Record]:
     """A line each: the candidates with the verdict of the newest trial that tried them, then what else was tried. What goes on from trained weights is tried by itself."""
     tried: dict[tuple[str, bool], Record] = {}
     for trial in reversed(answer["trials"]):
-        tried |= {(verdict["label"], trial["continues"]): {"trial": trial["job"], **{name: verdict[name] for name in JUDGED}} for verdict in trial["verdicts"]}
+        said = {(verdict["label"], trial["continues"]): {"trial": trial["job"], **{name: verdict[name] for name in JUDGED}} for verdict in trial["verdicts"]}
+        tried |= {key: verdict for key, verdict in said.items() if verdict["verdict"] != "not_tried" or key not in tried}
     lines = [{**{name: one[name] for name in ("label", "set", "expects", "continues")}, **tried.pop((one["label"], one["continues"]), {})} for one in answer["remedies"]]
     return [*lines, *({"label": label, "continues": continues, **verdict} for (label, continues), verdict in tried.items())]
 

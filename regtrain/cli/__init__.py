@@ -214,14 +214,17 @@ def remedies(
     url: Url = "",
     tried: Annotated[bool, typer.Option("--try", help="Try them against an untouched control, and wait for the verdicts.")] = False,
     continued: Annotated[bool, typer.Option("--continue", help="With --try: go on from the job's trained weights, with surgery among the candidates.")] = False,
+    in_turn: Annotated[bool, typer.Option("--in-turn", help="With --try: one after the other, until one is confirmed.")] = False,
+    seeds: Annotated[int | None, typer.Option(min=1, help="With --try: runs of each; with --in-turn fewer than 8 take the first that helps.", show_default="8")] = None,
     symptom: Annotated[str, typer.Option(help="Remedies for another symptom than the job's own.", show_default=False)] = "",
 ) -> None:
     """Show what may cure a job, and what trials have said."""
-    if continued and not tried:
-        raise typer.BadParameter("it says how remedies are tried: give --try too", param_hint="--continue")
+    asked = {"symptom": symptom, "continue": continued, "order": "in_turn" if in_turn else "", "seeds": seeds}
+    if not tried and (lost := next((option for option, given in (("--continue", continued), ("--in-turn", in_turn), ("--seeds", seeds)) if given), None)):
+        raise typer.BadParameter("it says how remedies are tried: give --try too", param_hint=lost)
     with _client(url) as client:
         if tried:
-            trial = client.try_remedies(job, **({"symptom": symptom} if symptom else {}), **({"continue": True} if continued else {}))
+            trial = client.try_remedies(job, **{name: value for name, value in asked.items() if value})
             for warning in trial.get("warnings", []):
                 err.print(f"[yellow]warning:[/] {escape(warning['path'])}: {escape(warning['message'])}")
             _watch(client, trial["id"])

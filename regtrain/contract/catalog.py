@@ -15,7 +15,7 @@ from regtrain.contract.regularizers import Regularizer
 from regtrain.contract.selection import Selection
 from regtrain.contract.series import SERIES
 from regtrain.contract.symptoms import SYMPTOMS
-from regtrain.contract.trial import Trial
+from regtrain.contract.trial import Known, Trial
 from regtrain.contract.variants import Variant
 
 RANGES = tuple(shape.__name__ for shape in SHAPES.values())
@@ -43,7 +43,7 @@ def catalog() -> dict[str, Any]:
     """Every family with its kinds, each with its meaning and its fields; the ranges; the series; the symptoms."""
     return {
         "families": {family: [_kind(part) for part in _members(union)] for family, union in FAMILIES.items()},
-        "job": [_part(part) for part in (JobSpec, Budget, Begin, Selection, Variant, Trial)],
+        "job": [_part(part) for part in (JobSpec, Budget, Begin, Selection, Variant, Trial, Known)],
         "ranges": [{**_part(shape[float]), "doc": cleandoc(shape.__doc__)} for shape in SHAPES.values()],
         "series": [
             {"name": s.name, "symbol": s.symbol, "unit": s.unit, "shape": s.shape, "scale": s.scale, "better": s.better, "preset": s.preset, "meaning": s.meaning} for s in SERIES

@@ -74,8 +74,8 @@ class JobSpec(Part):
     """How much is measured: `off` (losses, metrics), `light` (and gradient norms), `standard` (and signals, weights, updates, penalty ledger), `full` (and the exact identities, and the layers in every update instead of every 16th)."""
     on_symptom: dict[SymptomName, Literal["continue", "stop"]] = {}
     """What a run does when it shows a symptom (see `symptoms` in the catalogue): go on, which is the default, or stop."""
-    remedy: Literal["try"] | None = None
-    """`try`: when the job has ended with a symptom, the trial of its remedies is submitted by itself."""
+    remedy: Literal["try", "quick"] | None = None
+    """`try`: when the job has ended with a symptom, the trial of its remedies is submitted by itself. `quick`: a trial in turn with one seed, which ends with the first that helps."""
     trial: Trial | None = None
     """Makes the job the trial of remedies for another one; `POST /v1/jobs/{id}/remedies` fills it in."""
     on_nonfinite: Literal["stop", "skip_step"] = "stop"

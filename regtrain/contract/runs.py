@@ -14,7 +14,7 @@ from regtrain.contract.models import Layer, parameters
 from regtrain.contract.optimizers import Lbfgs, Optimizer, Proximal
 from regtrain.contract.ranges import Adapt, Linear, Log, Path, Range, Suggest, Values, ends_of, values_of
 from regtrain.contract.selection import Selection, strength
-from regtrain.contract.trial import wave_of as wave_of_trial
+from regtrain.contract.trial import turn_of
 from regtrain.contract.variants import specs_of
 
 RANGES = (Values, Log, Linear, Path, Suggest, Adapt)
@@ -185,8 +185,9 @@ def packs(runs: list[Run], spec: JobSpec, *, bytes_of: Callable[[JobSpec], int],
         fold, wave, searches = -1 if run.fold is None else leads.get((run.variant, run.outer, run.fold), run.fold), 0, False
         if run.point is not None:
             wave, searches = waits[run.variant](run)
-        trial = 0 if spec.trial is None else wave_of_trial(run.seed, spec.selection.seeds)
-        found.setdefault((-1 if run.outer is None else run.outer, run.refit, trial, order[run.variant], *((wave, fold) if searches else (fold, wave))), []).append(run)
+        place = order[run.variant]
+        turn = (0, place) if spec.trial is None else turn_of(spec.trial, run.variant, place, seed=run.seed, seeds=spec.selection.seeds)
+        found.setdefault((-1 if run.outer is None else run.outer, run.refit, *turn, *((wave, fold) if searches else (fold, wave))), []).append(run)
     members = [
         (most[run_of[0].variant] if run_of[0].point is not None else 1, [run.index for run in sorted(run_of, key=lambda run: run.fold or 0)]) for _, run_of in sorted(found.items())
     ]

@@ -216,6 +216,8 @@ def test_own_remedies_seeds_and_epochs() -> None:
     ("request_body", "path"),
     [
         ({"seeds": 7}, "seeds"),
+        ({"seeds": 0, "order": "in_turn"}, "seeds"),
+        ({"order": "one by one"}, "order"),
         ({"symptom": "flu"}, "symptom"),
         ({"remedies": []}, "remedies"),
         ({"remedies": [{"label": "mine", "set": {"dataset.kind": "iris"}}]}, "remedies.0.set.dataset.kind"),
@@ -249,6 +251,8 @@ def test_a_symptom_that_no_change_is_known_for_asks_for_the_callers_own() -> Non
         ({"trial.control": "random 1"}, "trial.control"),
         ({"trial.of": "somebody"}, "trial.of"),
         ({"selection.seeds": 7}, "selection.seeds"),
+        ({"trial.known": {"metric": 1.0, "shown": True}}, "trial.known"),
+        ({"trial.known": {"metric": 1.0, "shown": True}, "trial.order": "in_turn"}, "trial.known"),
         ({"dataset.validation": 0.0}, "dataset.validation"),
         ({"selection.refit": True}, "selection"),
         ({"variants": [{"label": "as it is", "set": {}}]}, "variants"),
@@ -270,6 +274,27 @@ def test_packs_go_wave_by_wave() -> None:
     ordered = packs(runs, spec, bytes_of=lambda _: 1000, device="cpu")
     waves = [{wave_of(runs[index].seed, 8) for index in pack} for pack in ordered]
     assert all(len(wave) == 1 for wave in waves)
-    assert [min(wave) for wave in waves] == [0] * 13 + [1] * 13 + [2] * 13
+    assert [min(wave) for wave in waves] == [0] * 13 + [2] * 13 + [4] * 13
     assert [len(pack) for pack in ordered] == [2] * 26 + [4] * 13
     assert isinstance(patient("job_1", spec, None, variant="residual", values={}), Patient)
+
+
+def test_in_turn_packs_go_contestant_by_contestant() -> None:
+    """The control with all its seeds, then of each contestant two and six."""
+    spec = made(DEEP, "vanishing_signal", order="in_turn")
+    runs = expand(spec)
+    ordered = packs(runs, spec, bytes_of=lambda _: 1000, device="cpu")
+    assert [[(runs[index].variant, runs[index].seed) for index in pack] for pack in ordered[:3]] == [
+        [("as it is", seed) for seed in range(8)],
+        [(spec.variants[1].label, 0), (spec.variants[1].label, 1)],
+        [(spec.variants[1].label, seed) for seed in range(2, 8)],
+    ]
+    assert [runs[pack[0]].variant for pack in ordered] == ["as it is", *(variant.label for variant in spec.variants[1:] for _ in range(2))]
+
+
+def test_fewer_than_eight_seeds_stop_at_what_is_to_be_cured_and_draw_nothing_at_random() -> None:
+    spec = made(DEEP, "clip_always", order="in_turn", seeds=3, remedies=[{"label": "a", "set": {"optimizer.lr": 1.0}}])
+    assert [variant.label for variant in spec.variants] == ["as it is", "a"]
+    assert spec.on_symptom == dict.fromkeys(["clip_always", "no_change", "plateau", "rate_too_low", "underfitting"], "stop")
+    assert made(DEEP, None, order="in_turn", seeds=3).on_symptom == {}
+    assert made(DEEP, "clip_always", order="in_turn", remedies=[{"label": "a", "set": {"optimizer.lr": 1.0}}]).on_symptom == {}

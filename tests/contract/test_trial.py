@@ -77,8 +77,9 @@ def test_differences_are_positive_where_the_contestant_is_better() -> None:
 
 
 def test_waves_are_a_quarter_of_the_seeds_a_quarter_and_the_rest() -> None:
-    assert [wave_of(seed, 8) for seed in range(8)] == [0, 0, 1, 1, 2, 2, 2, 2]
-    assert [wave_of(seed, 10) for seed in range(10)] == [0, 0, 1, 1, 2, 2, 2, 2, 2, 2]
+    """Each by its first seed."""
+    assert [wave_of(seed, 8) for seed in range(8)] == [0, 0, 2, 2, 4, 4, 4, 4]
+    assert [wave_of(seed, 10) for seed in range(10)] == [0, 0, 2, 2, 4, 4, 4, 4, 4, 4]
 
 
 def test_of_remedies_and_of_random_contestants_the_better_half_goes_on() -> None:

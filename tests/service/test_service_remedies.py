@@ -69,11 +69,12 @@ def test_candidates_say_what_they_change_what_they_are_expected_to_do_and_why(se
 def test_a_trial_is_a_job_that_says_whose_it_is_and_is_found_by_it(service: Serving, ended: str) -> None:
     trial = tried(service, ended, {"symptom": "vanishing_signal"})
     assert trial["state"] == "queued"
-    assert trial["spec"]["trial"] == {"of": ended, "symptom": "vanishing_signal", "control": "as it is"}
+    assert trial["spec"]["trial"] == {"of": ended, "symptom": "vanishing_signal", "control": "as it is", "order": "together", "known": None}
     assert trial["metadata"]["remedy_of"] == ended
     assert trial["runs"] == 13 * 8
     assert listed(service, ended)["trials"][0] == {
-        "job": trial["id"], "state": "queued", "terminal": False, "continues": False, "symptom": "vanishing_signal", "confirmed": None, "in_words": None, "verdicts": [],
+        "job": trial["id"], "state": "queued", "terminal": False, "continues": False, "order": "together", "symptom": "vanishing_signal", "confirmed": None, "helps": None,
+        "in_words": None, "verdicts": [],
     }  # fmt: skip
     found = service.http.get("/v1/jobs", params={"metadata.remedy_of": ended}).json()["jobs"]
     assert [job["id"] for job in found] == [trial["id"]]
@@ -93,6 +94,29 @@ def test_own_remedies_take_the_place_of_the_candidates(service: Serving, ended: 
     assert [one["label"] for one in trial["spec"]["variants"]] == ["as it is", "slower", "random 1"]
     assert trial["spec"]["selection"]["seeds"] == 10
     assert trial["spec"]["budget"]["epochs"] == 2
+
+
+def test_in_turn_over_eight_seeds_everything_is_listed_and_fewer_draw_nothing_at_random(service: Serving, ended: str) -> None:
+    trial = tried(service, ended, {"symptom": "vanishing_signal", "order": "in_turn"})
+    assert (trial["spec"]["trial"]["order"], trial["runs"], trial["spec"]["on_symptom"]) == ("in_turn", 13 * 8, {})
+    quick = tried(service, ended, {"symptom": "vanishing_signal", "order": "in_turn", "seeds": 2})
+    assert (quick["runs"], quick["spec"]["trial"]["known"]) == (7 * 2, None)
+    ends = ["no_change", "plateau", "rate_too_low", "underfitting", "vanishing_gradient", "vanishing_signal"]
+    assert quick["spec"]["on_symptom"] == dict.fromkeys(ends, "stop")
+    assert [trial["order"] for trial in listed(service, ended)["trials"]] == ["in_turn", "in_turn"]
+
+
+def test_what_helped_is_answered_and_what_was_not_tried_hides_no_verdict(service: Serving, ended: str) -> None:
+    labels = [one["label"] for one in listed(service, ended, symptom="oscillating")["remedies"]]
+    whole = tried(service, ended, {"symptom": "oscillating"})["id"]
+    finish(service, whole, {"trial": {"of": ended, "symptom": "oscillating", "verdicts": [verdict(labels[1], "left_out")]}})
+    quick = tried(service, ended, {"symptom": "oscillating", "order": "in_turn", "seeds": 1})["id"]
+    said = [{**verdict(labels[0], "helps"), "pairs": 1}, *({**verdict(label, "not_tried"), "pairs": 0, "shown": None, "difference": None} for label in labels[1:3])]
+    finish(service, quick, {"trial": {"of": ended, "symptom": "oscillating", "confirmed": None, "helps": labels[0], "in_words": "…", "verdicts": said}})
+    newest = listed(service, ended, symptom="oscillating")["trials"][0]
+    assert (newest["job"], newest["confirmed"], newest["helps"]) == (quick, None, labels[0])
+    rows = service.http.get(f"/v1/jobs/{ended}/remedies", params={"symptom": "oscillating", "format": "jsonl"}).text.splitlines()
+    assert [json.loads(row).get("verdict") for row in rows[:4]] == ["helps", "left_out", "not_tried", None]
 
 
 def test_verdicts_come_with_the_candidates_and_what_was_confirmed_comes_first_ever_after(service: Serving, ended: str) -> None:
@@ -140,6 +164,10 @@ def test_a_deleted_trial_can_be_made_again(service: Serving, ended: str) -> None
     ("body", "path"),
     [
         ({"seeds": 5}, "seeds"),
+        ({"seeds": 0, "order": "in_turn"}, "seeds"),
+        ({"seeds": 65, "order": "in_turn"}, "seeds"),
+        ({"seeds": 5, "order": "together"}, "seeds"),
+        ({"order": "at_once"}, "order"),
         ({"symptom": "flu"}, "symptom"),
         ({"remedies": [{"label": "a", "set": {"dataset.test": 0.5}}]}, "remedies.0.set.dataset.test"),
         ({"remedies": [{"label": "a", "set": {"model.hidden": "wide"}}]}, "remedies.0.set.model.hidden"),

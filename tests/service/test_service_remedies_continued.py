@@ -74,7 +74,7 @@ def test_a_continued_trial_is_another_job_than_one_that_begins_anew(service: Ser
     job, digest = ended(service, "exploding_signal", "dead_units")
     trial = continued(service, job).json()
     assert trial["spec"]["begin"] == {"job": job, "run": 0, "sha256": digest, "surgery": []}
-    assert trial["spec"]["trial"] == {"of": job, "symptom": "dead_units", "control": "as it is"}
+    assert trial["spec"]["trial"] == {"of": job, "symptom": "dead_units", "control": "as it is", "order": "together", "known": None}
     assert [one["set"] for one in trial["spec"]["variants"][:2]] == [{}, {"begin": {"job": job, "run": 0, "sha256": digest, "surgery": [{"kind": "revive"}]}}]
     assert "what the weights have kept of it is dead_units" in next(warned["message"] for warned in trial["warnings"] if warned["path"] == "trial.symptom")
     assert continued(service, job).json()["id"] == trial["id"]

@@ -94,3 +94,97 @@ def test_a_control_that_diverges_is_cured_by_smaller_steps() -> None:
     assert trial["control"] == {"label": "as it is", "metric": None, "shown": 1.0}
     assert trial["confirmed"] == "lr 0.1"
     assert "non_finite is gone and loss/val is better than the control's where the control diverges over 8 paired seeds" in trial["in_words"]
+
+
+# ---------------------------------------------------------------- in turn
+
+UPHILL = [{"label": "lr 1e-05", "set": {"optimizer.lr": 1e-5}}, *FASTER]
+"""The first learns less than the control."""
+
+
+@pytest.fixture(scope="module")
+def turns() -> Any:
+    return run(tried(SLOW, remedies=UPHILL, order="in_turn"))
+
+
+def test_in_turn_the_first_that_is_confirmed_is_the_last_that_is_tried(turns: Any) -> None:
+    """Two runs of the first, which is worse with the first quarter of the seeds, and eight of the second; those drawn at random share ten at most."""
+    trial = turns.finished.result["trial"]
+    verdicts = {v["label"]: v for v in trial["verdicts"]}
+    assert [verdicts[remedy["label"]]["verdict"] for remedy in UPHILL] == ["left_out", "confirmed", "not_tried", "not_tried"]
+    assert [verdicts[remedy["label"]]["pairs"] for remedy in UPHILL] == [2, 8, 0, 0]
+    assert verdicts["lr 0.001"]["p"] == 4 / 256  # all eight pairs, the only one of four
+    assert trial["confirmed"] == "lr 0.001"
+    assert "over 8 paired seeds (p = 0.016); 2 remedies were not tried." in trial["in_words"]
+    assert 2 <= sum(v["pairs"] for label, v in verdicts.items() if label.startswith("random ")) <= 10
+    for place, label in enumerate(["as it is", *verdicts]):
+        reasons = [turns.runs[place * 8 + seed].stop_reason for seed in range(8)]
+        kept = verdicts[label]["pairs"] if label in verdicts else 8
+        assert reasons == [StopReason.BUDGET] * kept + [StopReason.PRUNED] * (8 - kept)
+
+
+def test_the_order_changes_who_trains_and_no_run(turns: Any, slow: Any) -> None:
+    """`lr 0.001` is variant 2 of the one trial and 1 of the other: the same curves where both have trained it, and the same control."""
+    for seed in range(8):
+        np.testing.assert_array_equal(turns.curve("loss/val", seed), slow.curve("loss/val", seed))
+    for seed in range(2):
+        np.testing.assert_array_equal(turns.curve("loss/val", 16 + seed), slow.curve("loss/val", 8 + seed))
+
+
+DEEP: dict[str, Any] = {
+    "dataset": {"kind": "blobs", "rows": 200, "std": 2.0, "standardize": True},
+    "model": {"kind": "mlp", "hidden": [16] * 8, "activation": "sigmoid"},
+    "loss": {"kind": "cross_entropy"},
+    "optimizer": sgd(0.1),
+    "budget": {"epochs": 10, "batch_size": 32},
+}
+"""Eight sigmoids with torch's own init: by theory the first layer gets 1e-6 of the last one's signal gradient."""
+
+
+def test_one_seed_is_enough_for_a_quick_repair_and_a_run_that_shows_the_symptom_stops_there() -> None:
+    """Ten epochs of 160 rows in batches of 32 are 50 updates. That the signal vanishes, of the control and of the first remedy, is seen after the first one; the one
+    that helps has them all, and one behind it is never begun."""
+    own = [
+        {"label": "slower", "set": {"optimizer.lr": 0.01}},
+        {"label": "relu", "set": {"model.activation": "relu", "model.init": {"kind": "he_normal"}}},
+        {"label": "tanh", "set": {"model.activation": "tanh"}},
+    ]
+    outcome = run(tried(DEEP, "vanishing_signal", remedies=own, order="in_turn", seeds=1))
+    assert [(outcome.runs[n].stop_reason, outcome.runs[n].steps) for n in range(4)] == [
+        (StopReason.SYMPTOM, 1), (StopReason.SYMPTOM, 1), (StopReason.BUDGET, 50), (StopReason.PRUNED, 0),
+    ]  # fmt: skip
+    trial = outcome.finished.result["trial"]
+    assert [v["verdict"] for v in trial["verdicts"]] == ["symptom_stays", "helps", "not_tried"]
+    assert (trial["confirmed"], trial["helps"]) == (None, "relu")
+    gain = outcome.runs[0].metrics["loss/val"] - outcome.runs[2].metrics["loss/val"]
+    assert trial["verdicts"][1]["difference"] == pytest.approx(gain)
+    assert gain > 0.5  # of ln 3 = 1.1
+
+
+def test_a_control_that_is_known_is_not_trained_again() -> None:
+    """The job's own run is what the control would be: the same verdict as with it, at the cost of the remedy alone."""
+    own = [{"label": "relu", "set": {"model.activation": "relu", "model.init": {"kind": "he_normal"}}}]
+    body = tried({**DEEP, "dataset": {**DEEP["dataset"], "validation": 0.2}}, "vanishing_signal", remedies=own, order="in_turn", seeds=1)
+    whole = run(body)
+    reached = whole.runs[0].metrics["loss/val"]
+    outcome = run({**body, "trial": {**body["trial"], "known": {"metric": reached, "shown": True}}})
+    assert [outcome.runs[n].stop_reason for n in range(2)] == [StopReason.PRUNED, StopReason.BUDGET]
+    assert outcome.finished.result["trial"] == whole.finished.result["trial"]
+    assert outcome.finished.result["chosen_run"] == 1
+
+
+def test_remedies_that_all_diverge_beside_a_known_control_are_a_verdict_and_no_failure() -> None:
+    wild = [{"label": "wild", "set": {"model.activation": "relu", "model.init": {"kind": "he_normal"}, "optimizer.lr": 1e30}}]
+    body = tried({**DEEP, "dataset": {**DEEP["dataset"], "validation": 0.2}}, "vanishing_signal", remedies=wild, order="in_turn", seeds=1)
+    outcome = run({**body, "trial": {**body["trial"], "known": {"metric": None, "shown": True}}})
+    trial = outcome.finished.result["trial"]
+    assert outcome.finished.result["chosen_run"] is None
+    assert trial["control"] == {"label": "as it is", "metric": None, "shown": 1.0}
+    assert [v["verdict"] for v in trial["verdicts"]] == ["not_better"]
+    assert trial["in_words"] == "No remedy helps: none rids the job of vanishing_signal and has a better loss/val than the control with the same seed."
+
+
+def test_what_is_not_shown_is_not_repaired() -> None:
+    trial = run(tried(SLOW, "overfitting", remedies=FASTER, order="in_turn", seeds=2)).finished.result["trial"]
+    assert [v["verdict"] for v in trial["verdicts"]] == ["not_tried"] * 3
+    assert trial["in_words"].startswith("Nothing to cure: with none of 2 seeds")

@@ -50,15 +50,20 @@ DEEP: dict[str, Any] = {
 }
 
 
-def trial() -> dict[str, Any]:
-    """Of remedies for a vanishing signal: thirteen contestants over eight seeds, halved twice."""
+def trial(**asked: Any) -> dict[str, Any]:
+    """Of remedies for a vanishing signal over eight seeds."""
     spec = parse(json.dumps(DEEP))
     facts = facts_of(spec.dataset)
     assert facts is not None
-    return resolved(trial_of(patient("job_1", spec, "vanishing_signal", variant=None, values={}), facts, Request())[0])
+    return resolved(trial_of(patient("job_1", spec, "vanishing_signal", variant=None, values={}), facts, Request.model_validate(asked))[0])
 
 
+VAIN = [{"label": f"lr ÷ {factor}", "set": {"optimizer.lr": 0.02 / factor}} for factor in (2, 4, 8)]
+CURE = {"model.activation": "relu", "model.init": {"kind": "he_normal"}, "model.normalization": {"kind": "batch"}, "model.residual": True}
 SWEEPS["trial"] = trial()
+"""Thirteen contestants, halved twice."""
+SWEEPS["in_turn"] = trial(order="in_turn", remedies=(*VAIN, {"label": "cure", "set": CURE}, {"label": "late", "set": {"optimizer.lr": 1.0}}))
+"""Three that leave with two seeds, one that is confirmed, one that is not tried, and those that chance has drawn."""
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +80,7 @@ def test_killed_in_the_middle_of_a_sweep_the_choice_and_the_curves_are_the_same(
     assert (whole.state, whole.attempt) == (State.SUCCEEDED, 1)
     expected = outcome(house, whole.id)
     assert len(expected["runs"]) >= 64
-    if name in ("search", "trial"):
+    if name in ("search", "trial", "in_turn"):
         assert StopReason.PRUNED in {run.stop_reason for run in expected["runs"]}
     least = (0.3 if len(whole.packs or []) == 1 else 0.4) * whole.progress["steps"]
     ended = pair.struck(SWEEPS[name], when=lambda job: house.checkpoints(job) and house.job(job).progress["step"] >= least, blow=lambda worker: child_of(worker).kill())

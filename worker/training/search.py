@@ -9,7 +9,7 @@ from torch import Tensor
 from regtrain.contract.job import JobSpec
 from regtrain.contract.ranges import Path, Suggest
 from regtrain.contract.runs import Run, length_of, origin_of, provisional, ranges, warm_axis, with_values
-from regtrain.contract.trial import standing, wave_of
+from regtrain.contract.trial import trains, wave_of
 from regtrain.contract.variants import specs_of
 from worker.training.draws import seed_at
 from worker.training.prepare import Job, for_run
@@ -30,8 +30,6 @@ class Search:
         self._specs: dict[str | None, JobSpec] = dict(specs_of(job.spec))
         self._tops: dict[Any, float] = {}
         self._searches: dict[Block, Suggestions] = {}
-        self._stand: dict[int, set[str]] = {}
-        """Wave of a trial → who trains in it."""
         self._at = {_address(run, self._axis(run)): run.index for run in job.runs if run.place is not None}
 
     def first(self, members: list[int]) -> Run:
@@ -42,6 +40,8 @@ class Search:
     def begin(self, members: list[int]) -> list[Run]:
         """The runs of a pack that train, with their values."""
         runs = [self.job.runs[index] for index in members]
+        if not self._competes(runs[0]):
+            return []
         for run in runs:
             self._suggestion(run)  # a batch is asked for at once
         found = (self.found.refit(run) if run.point is None else self._assigned(run) for run in runs if not self._left_out(run))
@@ -123,25 +123,18 @@ class Search:
 
     def _left_out(self, run: Run) -> bool:
         search = self._search_of(run)
-        return not run.refit and ((search is not None and run.place in search.given_up) or self._halved(run))
+        return not run.refit and search is not None and run.place in search.given_up
 
     # ---------------------------------------------------------------- trials
 
-    def _halved(self, run: Run) -> bool:
-        """Whether a contestant of a trial belonged to the worse half of a wave before."""
-        wave = 0 if self.job.spec.trial is None else wave_of(run.seed, self.job.spec.selection.seeds)
-        return wave > 0 and run.variant not in self._standing(wave)
-
-    def _standing(self, wave: int) -> set[str]:
-        if wave not in self._stand:
-            spec = self.job.spec
-            assert spec.trial is not None
-            trained = [one for one in self.found.contestants() if wave == 1 or one.label in self._standing(wave - 1)]
-            control = next(one for one in trained if one.label == spec.trial.control)
-            others = [one for one in trained if one is not control]
-            kept = standing(control, others, seeds=spec.selection.seeds, higher_is_better=spec.selection.metric.startswith("accuracy"))
-            self._stand[wave] = {control.label, *kept}
-        return self._stand[wave]
+    def _competes(self, run: Run) -> bool:
+        """Whether a contestant of a trial trains the wave that this run belongs to. A pack has one contestant and one wave."""
+        spec = self.job.spec
+        if spec.trial is None or run.variant is None:
+            return True
+        seeds = spec.selection.seeds
+        wave = wave_of(run.seed, seeds, spec.trial.order)
+        return trains(spec.trial, self.found.contestants(), run.variant, wave=wave, metric=spec.selection.metric, seeds=seeds)
 
 
 def _block(run: Run) -> Block:

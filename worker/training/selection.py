@@ -15,7 +15,8 @@ from regtrain.contract.regularizers import EarlyStopping
 from regtrain.contract.runs import Run, points
 from regtrain.contract.selection import Choice, Score, choose, in_words, nested, scores, spread
 from regtrain.contract.states import RunState, StopReason
-from regtrain.contract.trial import Contestant, judged
+from regtrain.contract.symptoms import SymptomName
+from regtrain.contract.trial import Contestant, judged, signs
 from worker.training import begin, results
 from worker.training.evaluate import evaluate
 from worker.training.models import Layout
@@ -85,8 +86,9 @@ class Found:
 
     @property
     def failed(self) -> bool:
-        """Whether no run has become anything."""
-        return all(run.state != RunState.SUCCEEDED for run in self.runs.values())
+        """Whether no run has become anything; a trial whose control is known has something to say even then."""
+        trial = self.job.spec.trial
+        return (trial is None or trial.known is None) and all(run.state != RunState.SUCCEEDED for run in self.runs.values())
 
     def metric(self, index: int) -> float:
         """What a run is compared by; NaN where it failed or has none."""
@@ -107,14 +109,20 @@ class Found:
 
     def contestants(self) -> list[Contestant]:
         """Of a trial: what is known of each variant, over the seeds that it has been trained with."""
-        labels, symptom = [variant.label for variant in self.job.spec.variants], self.job.spec.trial.symptom if self.job.spec.trial else None
-        trained: dict[str | None, list[int]] = {label: [] for label in labels}
+        trial = self.job.spec.trial
+        assert trial is not None
+        asked = signs(trial, seeds=self.job.spec.selection.seeds)
+        trained: dict[str | None, list[int]] = {variant.label: [] for variant in self.job.spec.variants}
         for run in self.job.runs:
             if run.index in self.runs and self.runs[run.index].stop_reason != StopReason.PRUNED:
                 trained[run.variant].append(run.index)
-        return [Contestant(label, tuple(map(self.metric, trained[label])), tuple(self._shows(index, symptom) for index in trained[label])) for label in labels]
+        known = {} if trial.known is None else {trial.control: trial.known.contestant(trial.control)}
+        return [known.get(label) or self._contestant(label, runs, asked) for label, runs in trained.items() if label is not None]
 
-    def _shows(self, index: int, symptom: str | None) -> bool:
+    def _contestant(self, label: str, runs: Sequence[int], asked: frozenset[SymptomName]) -> Contestant:
+        return Contestant(label, tuple(map(self.metric, runs)), tuple(any(self._shows(index, symptom) for symptom in asked) for index in runs))
+
+    def _shows(self, index: int, symptom: SymptomName) -> bool:
         return (index, symptom) in self._shown or (symptom == "non_finite" and self.runs[index].state == RunState.FAILED)
 
     def table(self, outer: int | None = None) -> list[Score]:

@@ -23,7 +23,7 @@ from regtrain.contract.remedies.remedy import Evidence, Remedy
 from regtrain.contract.runs import ranges, with_values
 from regtrain.contract.selection import Selection
 from regtrain.contract.symptoms import BY_NAME, OF_INITIAL_WEIGHTS, SymptomName
-from regtrain.contract.trial import LEAST_PAIRS, RANDOM, Trial
+from regtrain.contract.trial import LEAST_PAIRS, RANDOM, Known, Order, Trial, signs
 from regtrain.contract.variants import Variant, specs_of
 
 CONTROL = "as it is"
@@ -44,12 +44,18 @@ class Request(Part):
     """What is to be cured. Default: the root of the job's diagnosis."""
     remedies: Annotated[tuple[Variant, ...], Field(min_length=1, max_length=MOST_OWN)] | None = None
     """Changes to try in place of the candidates."""
-    seeds: Annotated[int, Field(ge=LEAST_PAIRS, le=MOST_SEEDS)] = LEAST_PAIRS
-    """Runs of each contestant, paired by seed."""
+    order: Order = "together"
+    """`in_turn`: one after the other, until one is confirmed, or, with fewer than 8 seeds, until one helps."""
+    seeds: Annotated[int, Field(ge=1, le=MOST_SEEDS)] = LEAST_PAIRS
+    """Runs of each contestant, paired by seed. Fewer than 8 confirm nothing, and need the order `in_turn`."""
     epochs: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
     """Budget of each run. Default: the job's own."""
     goes_on: Annotated[bool, Field(alias="continue")] = False
     """All contestants go on from the weights with which the run has ended, and surgery is among them."""
+
+
+BY_ITSELF: dict[str, dict[str, Any]] = {"try": {}, "quick": {"order": "in_turn", "seeds": 1}}
+"""What `remedy` in a spec asks for when its job has ended with a symptom, as the body of a request."""
 
 
 def request_of(body: bytes) -> Request:
@@ -85,6 +91,8 @@ class Patient:
     """Whether its weights are gone on from (`going_on`)."""
     cause: SymptomName | None = None
     """What was its symptom before that, where it is another now."""
+    reached: Mapping[str, float | None] | None = None
+    """Metrics of the run, null where it diverged; None where a control with the same values and one seed would be another run."""
 
 
 def patient(
@@ -98,14 +106,16 @@ def patient(
     run: int = 0,
     shown: frozenset[SymptomName] = frozenset(),
     refit: bool = False,
+    reached: Mapping[str, float | None] | None = None,
 ) -> Patient:
-    """`run`, `variant`, `values`, `shown`, `refit`: of the run that shows the symptom."""
+    """`run`, `variant`, `values`, `shown`, `refit`, `reached`: of the run that shows the symptom. `reached`: what it has come to, if it trained without one of the
+    folds, from weights of its own and with seed 0."""
     own = dict(specs_of(spec)).get(variant, spec)
     own = with_values(own, {path: values.get(path, ends_of(r)[0]) for path, r in ranges(own)})
     held_out = own.dataset if own.dataset.validation > 0 else own.dataset.model_copy(update={"validation": HELD_OUT})
     selection = Selection(metric=spec.selection.metric)
     plain = own.model_copy(update={"dataset": held_out, "selection": selection, "variants": (), "trial": None, "remedy": None, "on_symptom": {}})
-    return Patient(job, plain, symptom, evidence, own.dataset.validation > 0, run, shown, refit)
+    return Patient(job, plain, symptom, evidence, own.dataset.validation > 0, run, shown, refit, reached=reached)
 
 
 def going_on(of: Patient, asked: SymptomName | None = None) -> Patient:
@@ -159,8 +169,8 @@ def trial_of(of: Patient, facts: Facts, request: Request, *, before: Mapping[str
         if one.label.startswith(RANDOM)
     ]:
         raise SpecRefused(reserved)
-    contestants = [Remedy(CONTROL, {}), *tried, *drawn(spec, facts, tried, count=len(tried))]
-    whole = _with(spec, of, contestants, seeds=request.seeds)
+    random = drawn(spec, facts, tried, count=len(tried)) if request.seeds >= LEAST_PAIRS else []
+    whole = _with(spec, of, [Remedy(CONTROL, {}), *tried, *random], request)
     try:
         made = parse(whole.model_dump_json(by_alias=True))
         warnings = check(made, facts)
@@ -174,19 +184,30 @@ def comparable(spec: JobSpec, remedy: Remedy) -> bool:
     return not any(path.split(".")[0] == "loss" for path in remedy.set) or isinstance(spec.loss, CrossEntropy | Binary)
 
 
-def _with(spec: JobSpec, of: Patient, contestants: Sequence[Remedy], *, seeds: int) -> JobSpec:
+def _with(spec: JobSpec, of: Patient, contestants: Sequence[Remedy], request: Request) -> JobSpec:
+    """With fewer than eight seeds a run that shows what is to be cured stops there: a remedy cannot help any more, and the control has shown it."""
     losses = isinstance(spec.loss, CrossEntropy | Binary) and any(path.split(".")[0] == "loss" for one in contestants for path in one.set)
-    selection = Selection(seeds=seeds, metric="accuracy/val" if losses else spec.selection.metric)
+    selection = Selection(seeds=request.seeds, metric="accuracy/val" if losses else spec.selection.metric)
+    trial = Trial(of=of.job, symptom=of.symptom, control=CONTROL, order=request.order, known=_known(of, request, selection.metric))
     update: dict[str, Any] = {
         "name": f"remedies for {of.symptom or 'all'}" + (f": {spec.name}" if spec.name else ""),
         "variants": tuple(Variant(label=one.label, set=one.set) for one in contestants),
         "selection": selection,
-        "trial": Trial(of=of.job, symptom=of.symptom, control=CONTROL),
+        "trial": trial,
+        "on_symptom": dict.fromkeys(sorted(signs(trial, seeds=request.seeds)), "stop") if request.seeds < LEAST_PAIRS else {},
         "diagnostics": max(spec.diagnostics, "standard", BY_NAME[of.symptom].needs if of.symptom else "off", key=ORDER.index),
         "metadata": {**dict([pair for pair in spec.metadata.items() if pair[0] != METADATA][:63]), METADATA: of.job},
     }
     update["name"] = update["name"][:200]
     return spec.model_copy(update=update)
+
+
+def _known(of: Patient, request: Request, metric: str) -> Known | None:
+    """What the job's run says of the control, where it is the very run that the control would be."""
+    same = request.order == "in_turn" and request.seeds == 1 and request.epochs is None and of.holds_out and not of.goes_on
+    if not same or of.reached is None or metric not in of.reached or (of.symptom is not None and of.evidence is None):
+        return None
+    return Known(metric=of.reached[metric], shown=of.symptom is not None)
 
 
 def _told(of: Patient, facts: Facts) -> list[Warned]:
@@ -202,7 +223,9 @@ def _told(of: Patient, facts: Facts) -> list[Warned]:
 
 
 def _in_request(problem: Problem, request: Request) -> Problem:
-    """A problem of the trial's variants at the caller's path: the control comes first."""
+    """A problem of the trial at the caller's path: the control comes first among its variants."""
+    if problem.path == "selection.seeds":
+        return replace(problem, path="seeds")
     head, _, rest = problem.path.partition(".")
     number, _, inner = rest.partition(".")
     if head == "variants" and number.isdecimal() and request.remedies is not None and 0 < int(number) <= len(request.remedies):

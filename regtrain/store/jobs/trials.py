@@ -4,18 +4,21 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Mapping
+from math import isfinite
 from typing import Any
 
 from pydantic import ValidationError
-from sqlalchemy import select
+from sqlalchemy import RowMapping, select
 
 from regtrain.contract.datasets import Facts, Upload, facts_of
 from regtrain.contract.diagnosis import GRAVE, diagnose
 from regtrain.contract.errors import NotFound, SpecRefused
 from regtrain.contract.job import JobSpec, resolved
-from regtrain.contract.remedies import Evidence, Patient, Request, patient, trial_of
-from regtrain.contract.states import State
+from regtrain.contract.remedies import BY_ITSELF, Evidence, Patient, Request, patient, trial_of
+from regtrain.contract.runs import warm_axis
+from regtrain.contract.states import RunState, State
 from regtrain.contract.symptoms import SymptomName
+from regtrain.contract.variants import specs_of
 from regtrain.store import symptoms
 from regtrain.store.database import Database
 from regtrain.store.jobs.asking import Submission, submission
@@ -45,10 +48,19 @@ def patient_of(db: Database, job: str, spec: JobSpec, symptom: SymptomName | Non
         signs = {noticed.run: noticed for noticed in reversed(found) if noticed.symptom == symptom}
         sign = signs.get(chosen) or signs.get(min(signs, default=0))
         index = chosen if sign is None else sign.run
-        run = connection.execute(select(runs.c.variant, runs.c["values"], runs.c.refit).where(runs.c.job == job, runs.c.index == index)).one()
+        run = connection.execute(select(runs).where(runs.c.job == job, runs.c.index == index)).mappings().one()
     evidence = None if sign is None else Evidence(sign.value, sign.bound)
     shown: frozenset[SymptomName] = frozenset(noticed.symptom for noticed in found if noticed.run == index and noticed.severity in GRAVE)
-    return patient(job, spec, symptom, variant=run[0], values=run[1], evidence=evidence, run=index, shown=shown, refit=bool(run[2]))
+    of_run: dict[str, Any] = {"variant": run["variant"], "values": run["values"], "refit": bool(run["refit"]), "reached": _reached(spec, run)}
+    return patient(job, spec, symptom, evidence=evidence, run=index, shown=shown, **of_run)
+
+
+def _reached(spec: JobSpec, run: RowMapping) -> dict[str, float | None] | None:
+    """The metrics of a run that a control with seed 0 would repeat: of one that trained on all training rows, with seed 0, and not from the weights of another."""
+    ended, alone = run["state"] in (RunState.SUCCEEDED, RunState.FAILED), (run["fold"], run["outer"]) == (None, None) and not run["refit"]
+    if not ended or not alone or run["seed"] != 0 or warm_axis(dict(specs_of(spec)).get(run["variant"], spec)) is not None:
+        return None
+    return {name: value if run["state"] == RunState.SUCCEEDED and isfinite(value) else None for name, value in run["metrics"].items()}
 
 
 def trials_of(db: Database, job: str) -> list[Job]:
@@ -74,17 +86,18 @@ def confirmed_before(db: Database, symptom: SymptomName | None, *, goes_on: bool
 
 
 def following(db: Database, job: str, spec: JobSpec) -> Submission | str | None:
-    """The trial of remedies that a job asks for with `"remedy": "try"`, now that it has ended with a symptom; or why there cannot be one; None where nothing was asked."""
-    if spec.remedy != "try":
+    """The trial of remedies that a job asks for with `"remedy"`, now that it has ended with a symptom; or why there cannot be one; None where nothing was asked."""
+    if spec.remedy is None:
         return None
+    asked = BY_ITSELF[spec.remedy]
     of = patient_of(db, job, spec)
     if of.symptom is None:
         return None
     try:
-        made, warnings = trial_of(of, _facts(db, spec), Request(), before=confirmed_before(db, of.symptom))
+        made, warnings = trial_of(of, _facts(db, spec), Request.model_validate(asked), before=confirmed_before(db, of.symptom))
     except (SpecRefused, NotFound, ValidationError) as refusal:
         return f"remedies for {of.symptom} cannot be tried: {refusal}"
-    key = key_of(job, {})
+    key = key_of(job, asked)
     with db.read() as connection:
         if connection.execute(select(idempotency.c.key).where(idempotency.c.key == key[0])).one_or_none() is not None:
             return None

@@ -63,7 +63,7 @@ claim: setup ## train 1,770 deep and recurrent nets and write docs/does-regulari
 	@OMP_NUM_THREADS=1 PYTHONPATH=. $(BIN)/python benchmarks/claim.py
 	$(BIN)/python docs/claim.py
 
-faults: setup ## break 840 nets in known ways, train 665 sound ones beside them, try remedies, and write docs/fault-bench.md: half an hour on two cores
+faults: setup ## break 840 nets in known ways, train 665 sound ones beside them, try remedies, and write docs/fault-bench.md: three quarters of an hour on two cores
 	@OMP_NUM_THREADS=1 PYTHONPATH=. $(BIN)/python -m benchmarks.faults
 	@OMP_NUM_THREADS=1 PYTHONPATH=. $(BIN)/python -m benchmarks.faults.repair
 	$(BIN)/python docs/fault_bench.py

@@ -1,11 +1,12 @@
 """Repair: of every kind of fault one case a problem, its remedies beside as many random changes of the same paths, and beside the broken spec with other seeds.
 
-OMP_NUM_THREADS=1 PYTHONPATH=. python -m benchmarks.faults.repair [--seeds 4] [--most 6] [--seed 2000] [--groups NAME …] [--quick]
+OMP_NUM_THREADS=1 PYTHONPATH=. python -m benchmarks.faults.repair [--seeds 4] [--most 6] [--seed 2000] [--in-turn 3000] [--groups NAME …] [--quick]
 
 What is to be cured is the cause that the diagnosis gave to most seeds of the case in the newest entry of benchmarks/results/faults.json, right or wrong; cases
 that were not struck are left out. All contestants of a case are variants of one job, whose seeds choose the best remedy and the best random change by their mean
 accuracy on held-out rows. A contestant is chosen only if it beats the control there, else the net stays as it is. As many seeds of another job judge: other draws,
-other rows held out. The rules were developed with --seed 0; what is published begins at 2000. --quick: two seeds of three cases, nothing kept.
+other rows held out. Beside it every one of as many nets of the case is repaired by itself, in turn with its own seed (quick.py), and one trial in turn over eight seeds
+counts its runs. The rules were developed with --seed 0, in turn with 0 to 3; what is published begins at 2000, in turn at 3000. --quick: two seeds of three cases, nothing kept.
 """
 
 import argparse
@@ -21,6 +22,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.faults import quick
 from benchmarks.faults.cases import Case, Group, groups
 from benchmarks.faults.score import wilson
 from benchmarks.harness import RESULTS, publish, timed
@@ -62,7 +64,8 @@ def main(arguments: argparse.Namespace) -> int:
     chosen = [one for one in patients(found) if not arguments.groups or any(part in one.group.name for part in arguments.groups)]
     rows = list[dict[str, Any]]()
     for one in chosen[: 3 if arguments.quick else None]:
-        rows.append(tried(one, seed=arguments.seed, seeds=2 if arguments.quick else arguments.seeds, most=arguments.most))
+        seeds = 2 if arguments.quick else arguments.seeds
+        rows.append({**tried(one, seed=arguments.seed, seeds=seeds, most=arguments.most), **in_turn(one, seed=arguments.in_turn, seeds=seeds)})
         said = {name: sum(accuracy >= one.group.floor for accuracy in _judged(rows[-1], name)) for name in ("control", "remedy", "random")}
         print(f"{one.group.name} | {one.case.name}: {rows[-1]['seconds']:.1f} s, learned {said}", file=sys.stderr, flush=True)
     publish("repairs", [summary(rows)], keep=not arguments.quick)
@@ -81,6 +84,16 @@ def patients(found: list[dict[str, Any]]) -> list[Patient]:
             measured = next((Evidence(*values[0]) for values, names in zip(row["evidence"], row["roots"], strict=True) if symptom in names), None)
             first.setdefault((row["group"], row["kind"]), Patient(*cases[row["group"], row["case"]], symptom, measured))
     return list(first.values())
+
+
+def in_turn(patient: Patient, *, seed: int, seeds: int) -> dict[str, Any]:
+    """One case in turn: net by net, each a job with a seed of its own; and over eight seeds. Neither where the service refuses the spec."""
+    if quick.refused(patient.spec(seed)):
+        return {"in_turn": [], "eight": None}
+    return {
+        "in_turn": [quick.repaired(patient.spec(seed + place)) for place in range(seeds)],
+        "eight": None if patient.symptom is None else quick.confirmed(patient.spec(seed), patient.symptom, patient.evidence),
+    }
 
 
 def tried(patient: Patient, *, seed: int, seeds: int, most: int) -> dict[str, Any]:
@@ -148,6 +161,7 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
         "worse": {name: wilson(sum(fmean(_judged(row, name)) < fmean(row["control"]) for row in rows), len(rows)) for name in ("remedy", "random")},
         "beyond": {name: _learned([row for row in rows if row["kind"] in BEYOND], lambda row, name=name: _judged(row, name)) for name in ("control", "remedy", "random")},
         "cost": {"runs": fmean(1 + row["contestants"] for row in rows), "time": sorted(row["seconds"] / row["alone"] for row in rows)} if rows else {},
+        "in_turn": quick.summary([row for row in rows if row["in_turn"]], beyond=BEYOND),
         "cases": rows,
     }
 
@@ -166,6 +180,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="What remedies repair, and what chance does.")
     parser.add_argument("--seeds", type=int, default=4, help="runs of every contestant that choose; as many of those chosen judge (default: 4)")
     parser.add_argument("--seed", type=int, default=2000, help="of the jobs (default: 2000; the rules were developed with 0 and tried with 1000)")
+    parser.add_argument("--in-turn", type=int, default=3000, help="seed of the first net of a case that is repaired in turn (default: 3000)")
     parser.add_argument("--most", type=int, default=6, help="remedies of a case, and as many random changes (default: 6)")
     parser.add_argument("--groups", nargs="+", default=[], help="only groups whose name contains one of these")
     parser.add_argument("--quick", action="store_true", help="two seeds of three cases, nothing is kept")

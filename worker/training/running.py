@@ -21,8 +21,8 @@ from worker.training.begin import begun
 from worker.training.checkpoints import save
 from worker.training.device import environment
 from worker.training.evaluate import evaluate
+from worker.training.failure import replayed
 from worker.training.feed import Feed
-from worker.training.flight import replayed
 from worker.training.initial import unit_variance
 from worker.training.pack import Pack
 from worker.training.points import Recorder

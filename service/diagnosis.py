@@ -1,6 +1,7 @@
 """What is wrong with a job: its symptoms in causal order, with the figures behind them. As JSON, JSON Lines, CSV or text."""
 
 from collections.abc import Iterator
+from math import inf
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
@@ -8,15 +9,17 @@ from pydantic import BaseModel, Field
 
 from regtrain.contract.diagnosis import Diagnosis, Found, diagnose
 from regtrain.contract.symptoms import BY_NAME
-from regtrain.store import jobs, symptoms
+from regtrain.store import jobs, runs, symptoms
 from regtrain.store.database import Database
-from service.faces import Format, Record, contents, face_of, json_answer, printable, table_answer, text_answer
+from service.faces import Format, Record, columns_of, contents, face_of, json_answer, printable, short, table_answer, text_answer
 from service.problems import responses
 from service.requests import JobId, Store
 
 router = APIRouter(tags=["diagnosis"])
 MOST_RUNS = 8
-"""Runs that the text shows one by one."""
+"""Runs that the text shows one by one, and whose failures are told."""
+BACK = (31, 15, 7, 3, 1, 0)
+"""So many updates before a failure the text shows."""
 COLUMNS = ["run", "symptom", "under", "layer", "step", "value", "bound", "severity", "confidence", "cause", "sentence"]
 
 
@@ -40,6 +43,9 @@ class OfRunAnswer(BaseModel):
     run: int
     verdict: str
     roots: list[FoundAnswer]
+    first_nonfinite: dict[str, Any] | None = Field(
+        description="Of a run that failed: where it first met a number that is not finite, and the `last` updates that led there. Of the first eight runs here; with `run`, of that one."
+    )
 
 
 class KindAnswer(BaseModel):
@@ -75,6 +81,7 @@ EXAMPLE: dict[str, Any] = {
                     "criterion": "…", "source": "Poole et al. 2016; Schoenholz et al. 2017", "evidence": {"chi": 0.5}, "under": [],
                 }
             ],
+            "first_nonfinite": None,
         }
     ],
 }  # fmt: skip
@@ -100,9 +107,9 @@ def diagnosis(
     found = of_job(db, job, run=run)
     match face_of(request, format):
         case "json":
-            return json_answer(shown(job, found), Vary="Accept")
+            return json_answer(shown(job, found, _failures(db, job, found)), Vary="Accept")
         case "text":
-            return text_answer(as_text(job, found))
+            return text_answer(as_text(job, found, _failures(db, job, found)))
         case face:
             return table_answer(face, list(records(found)), columns=COLUMNS)
 
@@ -113,6 +120,10 @@ def of_job(db: Database, job: jobs.Job, *, run: int | None = None) -> Diagnosis:
     return diagnose(noticed, runs=1 if run is not None else job.runs, preset=job.spec["diagnostics"])
 
 
+def _failures(db: Database, job: jobs.Job, found: Diagnosis) -> dict[int, dict[str, Any]]:
+    return runs.failures(db, job.id, [one.run for one in found.runs[:MOST_RUNS]])
+
+
 def brief(db: Database, job: jobs.Job) -> dict[str, Any] | None:
     """What a job's own answer says of it."""
     if job.started is None:
@@ -121,7 +132,7 @@ def brief(db: Database, job: jobs.Job) -> dict[str, Any] | None:
     return {"verdict": found.verdict, "root": found.root, "symptoms": len(found.symptoms)}
 
 
-def shown(job: jobs.Job, found: Diagnosis) -> dict[str, Any]:
+def shown(job: jobs.Job, found: Diagnosis, failures: dict[int, dict[str, Any]]) -> dict[str, Any]:
     return {
         "job": job.id,
         "verdict": found.verdict if job.started is not None else None,
@@ -133,22 +144,22 @@ def shown(job: jobs.Job, found: Diagnosis) -> dict[str, Any]:
             {"symptom": kind.symptom, "severity": kind.severity, "runs": list(kind.runs), "root_of": kind.root_of, "layers": list(kind.layers), "sentence": kind.sentence}
             for kind in found.symptoms
         ],
-        "runs": [{"run": one.run, "verdict": one.verdict, "roots": [_found(root) for root in one.roots]} for one in found.runs],
+        "runs": [{"run": one.run, "verdict": one.verdict, "roots": [_found(root) for root in one.roots], "first_nonfinite": failures.get(one.run)} for one in found.runs],
     }
 
 
 NOT_YET = "The job has not begun to train."
 
 
-def as_text(job: jobs.Job, found: Diagnosis) -> str:
-    """For a terminal: the verdict, each kind once, and the runs as trees."""
+def as_text(job: jobs.Job, found: Diagnosis, failures: dict[int, dict[str, Any]]) -> str:
+    """For a terminal: the verdict, each kind once, and the runs as trees, with what led to a failure."""
     if job.started is None:
         return NOT_YET + "\n"
     lines = [f"{found.verdict}{f', root {found.root}' if found.root else ''}", found.summary]
     if job.runs > 1 and found.symptoms:
         lines += ["", *(f"{kind.symptom} ({kind.severity}, in {len(kind.runs)} runs, root in {kind.root_of})" for kind in found.symptoms)]
     for one in found.runs[:MOST_RUNS]:
-        lines += ["", f"run {one.run}: {one.verdict}", *(line for root in one.roots for line in _tree(root, "  "))]
+        lines += ["", f"run {one.run}: {one.verdict}", *(line for root in one.roots for line in _tree(root, "  ")), *_led(failures.get(one.run, {}))]
     if len(found.runs) > MOST_RUNS:
         lines += ["", f"and {len(found.runs) - MOST_RUNS} more runs: ask for one with ?run="]
     if len(found.judged) < len(BY_NAME):
@@ -197,3 +208,28 @@ def _tree(found: Found, indent: str) -> Iterator[str]:
     yield f"{indent}  {found.sentence}"
     for inner in found.under:
         yield from _tree(inner, indent + "    ")
+
+
+def _led(failure: dict[str, Any]) -> Iterator[str]:
+    """Where a run failed, and what led there: the loss, the gradient, and the layer that moved most."""
+    if "in_words" in failure:
+        yield f"  {failure['in_words']}"
+    if last := failure.get("last"):
+        shown = [len(last["steps"]) - 1 - back for back in BACK if back < len(last["steps"])]
+        rows = [[str(last["steps"][at]), _number(last, f"loss/train.{at}"), _number(last, f"gradient/total.{at}"), *_most_moved(last, at)] for at in shown]
+        yield from (f"  {line}" for line in columns_of([["step", "loss/train", "gradient/total", "update/ratio", "of layer"], *rows]))
+
+
+def _most_moved(last: dict[str, Any], at: int) -> tuple[str, str]:
+    ratios: list[float | None] = last["update/ratio"][at]
+    place = max(range(len(ratios)), key=lambda layer: inf if (ratio := ratios[layer]) is None else ratio)
+    return ("-", "-") if ratios[place] == 0 else (_number(last, f"update/ratio.{at}.{place}"), last["layers"][place])
+
+
+def _number(last: dict[str, Any], path: str) -> str:
+    """One number of the last updates, by its name where it is not finite."""
+    name, *places = path.split(".")
+    number: Any = last[name]
+    for place in places:
+        number = number[int(place)]
+    return last["nonfinite"][path] if number is None else short(number)

@@ -39,6 +39,8 @@ class RunAnswer(BaseModel):
     """Exact zeros of each penalised tensor."""
     coefficients: dict[str, Any] | None
     first_nonfinite: dict[str, Any] | None
+    """Of a run that failed: the `step` and `series` of the first number that is not finite, the `layer`, `operation` and `rows` that show it, the same `in_words`, and the
+    `last` 32 updates up to it, of each series a list by step, and by layer (`layers`) where it has any; null where not finite, then named in `nonfinite`."""
     certificate: dict[str, float | None] | None
     """Convex jobs: how far the run is from the minimum of its objective (`duality_gap`, `relative_gap`, `kkt_violation`, `closed_form_distance`; null where not known)."""
     adaptation: dict[str, Any] | None

@@ -96,7 +96,8 @@ class RunFinished:
     coefficients: dict[str, Any] | None = None
     """Linear models: weights and intercept in the units of the raw columns, and of the standardized ones."""
     first_nonfinite: dict[str, Any] | None = None
-    """Where a diverged run first met a number that is not finite: step, series, layer."""
+    """Where a diverged run first met a number that is not finite: `step`, `series`, `layer`; `operation`, `rows`, `rows_affected`, `float64` and `in_words` of that
+    update made once more; `last`, the updates up to it: `steps`, `layers`, and a list a series, of a list of layers where it is per layer."""
     certificate: dict[str, float | None] | None = None
     """Convex jobs: how far the run is from the minimum of its objective. `objective`; `duality_gap`, more than which it cannot fall, and the same as a share
     (`relative_gap`); `kkt_violation`, the largest slope that is left; `closed_form_distance`, relative, for ridge and least squares. Null where not known."""

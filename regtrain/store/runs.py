@@ -1,5 +1,6 @@
 """The runs of a job: their values, and what became of them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf, isfinite
 from typing import Any
@@ -68,6 +69,13 @@ def every(db: Database, job_id: str) -> list[Run]:
     """All runs of a job, by index, with what they have become; without the latest points of those that train. Empty where there is no such job."""
     with db.read() as connection:
         return [_run(row, {}) for row in connection.execute(select(table).where(table.c.job == job_id).order_by(table.c.index)).mappings()]
+
+
+def failures(db: Database, job_id: str, indices: Sequence[int]) -> dict[int, dict[str, Any]]:
+    """Where those of these runs that failed first met a number that is not finite, and what led there."""
+    with db.read() as connection:
+        found = connection.execute(select(table.c.index, table.c.first_nonfinite).where(table.c.job == job_id, table.c.index.in_(indices)))
+        return {index: where for index, where in found if where is not None}
 
 
 def _live(connection: Connection, job_id: str, packs: list[list[int]]) -> dict[int, dict[str, float]]:

@@ -170,6 +170,9 @@ class TestArticle001:
         assert list(losses) == list(range(run["steps"] + 1))  # the last one is the loss that was not finite, or whose gradient was not
         assert losses[run["steps"] - 1] > 1e30
         assert run["first_nonfinite"]["step"] == run["steps"]
+        last = run["first_nonfinite"]["last"]
+        assert last["loss/train"][:-1] == pytest.approx([losses[step] for step in last["steps"][:-1]], rel=1e-6)
+        assert last["steps"] == list(range(run["steps"] - 31, run["steps"] + 1))
 
     def at(self, lr: float, *, bias: bool, lam: float, dtype: str) -> dict[str, Any]:
         spec = example("001_stability")

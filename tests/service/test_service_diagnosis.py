@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 import threading
 
 import numpy as np
@@ -10,7 +11,8 @@ import pytest
 from serving import Serving, assert_problem, report
 
 from regtrain.client import Client
-from regtrain.contract.events import Noticed
+from regtrain.contract.events import Noticed, RunFinished
+from regtrain.contract.states import RunState, StopReason
 from regtrain.contract.symptoms import BY_NAME
 from regtrain.store import jobs
 
@@ -69,6 +71,29 @@ def test_the_other_faces(service: Serving, claim: jobs.Claim) -> None:
     assert [(row["symptom"], row["under"], row["layer"]) for row in rows] == [("vanishing_signal", "", "layers.0"), ("plateau", "vanishing_signal", "")]
     lines = [json.loads(line) for line in service.http.get(f"{path}?format=jsonl").text.splitlines()]
     assert [(line["symptom"], line["value"], line["cause"]) for line in lines] == [("vanishing_signal", 1e-5, "suspected"), ("plateau", 0.99, None)]
+
+
+def test_a_failure_is_told_with_what_led_there(service: Serving, claim: jobs.Claim) -> None:
+    """Numbers that are not finite are null, and stand beside by name; the text has the last update, those 1, 3, 7, 15 and 31 before it, and the layer that moved most, where any did."""
+    n, end = 20, 19
+    last = {
+        "steps": list(range(50, 50 + n)), "layers": ["layers.0", "head"], "loss/train": [10.0**at for at in range(end)] + [math.inf],
+        "gradient/total": [2.0] * n, "update/ratio": [[0.25, 0.125]] * (n - 2) + [[0.25, math.inf], [0.0, 0.0]],
+    }  # fmt: skip
+    where = {"step": 69, "series": "loss/train", "operation": "loss", "in_words": "at step 69 the loss is not finite", "last": last}
+    ended = RunFinished(0, RunState.FAILED, StopReason.DIVERGED, 69, {}, first_nonfinite=where)
+    jobs.report(service.database, claim, [Noticed(0, "non_finite", None, 69, 1.0, 0.0, "critical", 1.0, {"loss": "inf"}, done=70), ended])
+    path = f"/v1/jobs/{claim.job}/diagnosis"
+    told = service.http.get(path).json()["runs"][0]["first_nonfinite"]
+    assert told == service.http.get(f"/v1/jobs/{claim.job}/runs").json()["runs"][0]["first_nonfinite"]
+    assert told["last"]["loss/train"] == [*last["loss/train"][:end], None]
+    assert told["last"]["nonfinite"] == {"loss/train.19": "Infinity", "update/ratio.18.1": "Infinity"}
+    lines = service.http.get(f"{path}?format=text").text.splitlines()
+    place = lines.index("  at step 69 the loss is not finite")
+    assert [line.split() for line in lines[place + 1 : place + 7]] == [
+        ["step", "loss/train", "gradient/total", "update/ratio", "of", "layer"], ["54", "10000", "2", "0.25", "layers.0"], ["62", "1e+12", "2", "0.25", "layers.0"],
+        ["66", "1e+16", "2", "0.25", "layers.0"], ["68", "1e+18", "2", "Infinity", "head"], ["69", "Infinity", "2", "-", "-"],
+    ]  # fmt: skip
 
 
 def test_who_waits_for_a_symptom_is_answered_when_it_is_noticed(service: Serving, claim: jobs.Claim) -> None:

@@ -1,7 +1,7 @@
 """Runs of one shape as one computation: their parameters in one matrix, their hyperparameters beside it."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -135,6 +135,16 @@ class Pack:
         if self._of_loss is None:
             return None
         return sum((p.lam for p in self.penalties if isinstance(p.spec, L2)), self._of_loss.expand(self.size, 1))
+
+    @property
+    def state(self) -> dict[str, Tensor]:
+        """What changes from update to update, but for which runs are alive.  (R, …) each"""
+        return {"flat": self.flat, "buffers": self.buffers, **{f"optimizer/{name}": tensor for name, tensor in self.directions.state.items()}}
+
+    def take(self, state: Mapping[str, Tensor]) -> None:
+        """Goes on from such a state."""
+        for name, tensor in self.state.items():
+            tensor.copy_(state[name])
 
     def together(self, rows: int) -> int:
         """How many updates with batches of so many rows the instruments reduce at once. On a GPU one, since there the last bit of a sum may depend on the sums beside it."""

@@ -23,6 +23,7 @@ from worker.training.device import environment
 from worker.training.evaluate import evaluate
 from worker.training.failure import replayed
 from worker.training.feed import Feed
+from worker.training.flight import Flight, in_full, last
 from worker.training.initial import unit_variance
 from worker.training.pack import Pack
 from worker.training.points import Recorder
@@ -52,6 +53,7 @@ class Running:
         self._slots = [members.index(run.index) for run in runs]
         """Of each run its place in the stored pack, which the points are told by."""
         self.recorder = Recorder(index, len(members), trained=len(runs))
+        self.flight = Flight() if includes(runs[0].spec.diagnostics, "light") and runs[0].spec.on_nonfinite == "stop" else None
         self._whole: dict[str, Tensor] = {}
         self._solved: Ridge | None = None
         self.watch = Watch(known_of(job, index, members, runs, fresh=begin is None and runs[0].spec.begin is None))
@@ -72,6 +74,8 @@ class Running:
 
     def update(self) -> None:
         """One update of every living run, and at the end of an epoch its evaluation."""
+        if self.flight is not None and self.flight.due(self.done):
+            self.flight.keep(self.done, self.pack.state | self.adapting.state, self.pack.alive)
         x, y = self.feed.batch(self.done)
         rates, lr = self.feed.rates(self.done)
         look = self.done % self.job.per_epoch == 0
@@ -102,14 +106,26 @@ class Running:
 
     def report(self) -> Iterator[Points | Noticed | Log]:
         """The points since the last report, if there are any, what is wrong by them, and once a warning where they break a law of gradients."""
-        sound = self.recorder.broken is None
+        sound, dead = self.recorder.broken is None, set(self.recorder.died)
         with self.spending("report"):
             points = self.recorder.report(self.pack, self.slots, self.done)
+            self._retrace(set(self.recorder.died) - dead)
         if points is not None:
             yield points
             yield from self._noted(self.watch.see(points))
         if sound and self.recorder.broken is not None:
             yield Log("warning", f"a law of gradients does not hold in {self.recorder.broken}; a wrong gradient or a failing device: run `regtrain selftest` there")
+
+    def _retrace(self, slots: set[int]) -> None:
+        """Adds to the failures of these runs what led to them: now, since a checkpoint has no copies."""
+        if self.flight is None:
+            return
+        for slot in slots:
+            row, died = self.slots.index(slot), self.recorder.died[slot]
+            run, (first, state) = self.pack.runs[row], self.flight.before(died["step"], row)
+            job = self.job.own(run)
+            pack = pack_of(job, [in_full(run)], begin=(state["flat"], state["buffers"]))
+            died |= last(job, pack, state, first=first, t=died["step"])
 
     def obey(self) -> Iterator[Points | Noticed | Log]:
         """At the end of a window, where a symptom is to end its run: reports, and stops those that have it. At fixed steps, so that a run does not depend on timing."""
@@ -138,6 +154,8 @@ class Running:
         if 0 < alive.sum() <= self.pack.size / 2:
             yield from self.report()
             self.recorder.settle(alive, self.slots, self.done)
+            if self.flight is not None:
+                self.flight.narrow(torch.from_numpy(np.flatnonzero(alive)).to(self.job.device))
             self._take(self._gathered(), [self.places[row] for row in np.flatnonzero(alive)])
 
     def end(self) -> None:
@@ -147,7 +165,7 @@ class Running:
         self.recorder.settle(self.pack.alive.cpu().numpy(), self.slots, self.done)
         for slot, died in self.recorder.died.items():
             if found := self._replayed(self._slots.index(slot), died["step"]):
-                self.recorder.died[slot] = {"step": died["step"], "series": died["series"], **found}
+                self.recorder.died[slot] = {name: what for name, what in died.items() if name != "layer"} | found
         self.best.restore(self.pack)
 
     def _replayed(self, place: int, t: int) -> dict[str, Any]:
@@ -202,11 +220,8 @@ class Running:
         self._make(places)
         rows = torch.tensor(places, device=self.job.device)
         mine = {name: tensor[rows] for name, tensor in whole.items()}
-        self.pack.flat.copy_(mine["flat"])
-        self.pack.buffers.copy_(mine["buffers"])
+        self.pack.take(mine)
         self.pack.alive = mine["alive"]
-        for name, state in self.pack.directions.state.items():
-            state.copy_(mine[f"optimizer/{name}"])
         self.best.state = {name: mine[name] for name in self.best.state}
         self.adapting.restore(mine)
         self._whole = whole if len(places) < len(self.runs) else {}
@@ -214,14 +229,7 @@ class Running:
     def _gathered(self) -> dict[str, Tensor]:
         """The state of all runs: of those that still train as it is now, of the others as it was when they left.  (R, …) each"""
         pack = self.pack
-        mine = {
-            "flat": pack.flat,
-            "buffers": pack.buffers,
-            "alive": pack.alive,
-            **{f"optimizer/{k}": v for k, v in pack.directions.state.items()},
-            **self.best.state,
-            **self.adapting.state,
-        }
+        mine = {**pack.state, "alive": pack.alive, **self.best.state, **self.adapting.state}
         if not self._whole:
             return mine
         rows = torch.tensor(self.places, device=self.job.device)

@@ -117,10 +117,18 @@ def test_theory_comes_first_and_its_remedies_let_the_signal_through(symptom: Sym
     spec = parse(json.dumps(DEEP))
     facts = known(spec)
     first = remedies(spec, facts, symptom)[:3]
-    assert [remedy.label for remedy in first] == ["activation relu, init he_normal", "residual", "normalization batch"]
+    assert [remedy.label for remedy in first] == ["residual", "activation relu, init he_normal", "normalization batch"]
     for remedy in first:
         other = spec_of(spec, Variant(label="-", set=remedy.set))
         assert abs(log_ratio(other, facts, shape_of(other, facts))) < 6 < abs(log_ratio(spec, facts, shape_of(spec, facts)))
+
+
+@pytest.mark.parametrize(("depth", "first"), [(7, "activation relu, init he_normal"), (8, "residual")])
+def test_from_eight_layers_on_the_identity_comes_before_what_theory_expects_of_infinite_width(depth: int, first: str) -> None:
+    spec = parse(json.dumps({**DEEP, "model": {"kind": "mlp", "hidden": [16] * depth, "activation": "sigmoid"}}))
+    found = [remedy.label for remedy in remedies(spec, known(spec), "vanishing_signal")]
+    assert found[0] == first
+    assert {"residual", "activation relu, init he_normal"} <= set(found)
 
 
 def test_a_rate_that_was_measured_against_its_bound_is_brought_below_it() -> None:

@@ -60,7 +60,7 @@ def test_candidates_say_what_they_change_what_they_are_expected_to_do_and_why(se
     found = listed(service, ended, symptom="vanishing_signal")
     assert (found["job"], found["symptom"], found["trials"]) == (ended, "vanishing_signal", [])
     first = found["remedies"][0]
-    assert first["set"] == {"model.activation": "relu", "model.init": {"kind": "he_normal"}}
+    assert first["set"] == {"model.residual": True}
     assert first["expects"] == {"signal/backward": "even"}
     assert first["why"].startswith("theory: ")
     assert listed(service, ended)["symptom"] is None

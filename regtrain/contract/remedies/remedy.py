@@ -13,6 +13,8 @@ from regtrain.contract.job import JobSpec
 from regtrain.contract.symptoms import SymptomName
 from regtrain.contract.variants import Variant, spec_of
 
+DEEP = 8
+"""Hidden layers from which on remedies lead the identity around each first (He et al. 2016)."""
 Direction = Literal["up", "down", "even"]
 """What becomes of a quantity; `even`: its values in all layers come nearer to each other."""
 

@@ -11,7 +11,7 @@ from regtrain.contract.losses import HalfSquaredError, SquaredError
 from regtrain.contract.models import Cnn, HeNormal, LinearModel, Lsuv, Mlp, Orthogonal, Rnn, Zeros
 from regtrain.contract.ranges import concrete
 from regtrain.contract.regularizers import VanishingGradient
-from regtrain.contract.remedies.remedy import Case, Direction, Remedy, added, times
+from regtrain.contract.remedies.remedy import DEEP, Case, Direction, Remedy, added, times
 from regtrain.contract.theory import log_ratio, ranking
 from regtrain.contract.theory.field import SCALES
 
@@ -22,7 +22,8 @@ TRAINABLE = exp(SCALES / 2)
 
 
 def theory(case: Case) -> Iterator[Remedy]:
-    """What mean-field theory ranks, of every kind of change the best before the second best of any."""
+    """What mean-field theory ranks, of every kind of change the best before the second best of any. In deep nets the identity comes before all: theory is that of
+    infinite width, and what it expects of a net of width n and depth L scatters the more the larger L/n is, but for residual paths (Hanin & Rolnick 2018)."""
     spec, facts = case.spec, case.facts
     if isinstance(spec.model, LinearModel | Rnn):
         return
@@ -36,6 +37,8 @@ def theory(case: Case) -> Iterator[Remedy]:
         (others if frozenset(change.set) in seen else first).append(remedy)
         seen.add(frozenset(change.set))
     best = [*first, *others][:FROM_THEORY]
+    if len(shape) > DEEP:
+        best.sort(key=lambda remedy: "model.residual" not in remedy.set)
     yield from best
     if len(first) > 1:
         together: dict[str, Any] = {path: value for remedy in reversed(first) for path, value in remedy.set.items()}

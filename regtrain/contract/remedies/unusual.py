@@ -14,12 +14,10 @@ from regtrain.contract.models import Activation, Cnn, LinearModel, Lsuv, Mlp, No
 from regtrain.contract.optimizers import Adam, GlobalNorm, Sgd, Step
 from regtrain.contract.ranges import concrete
 from regtrain.contract.regularizers import Box, Dropout, EarlyStopping, L2Ball, MaxNorm, Regularizer, StepPenalty, VanishingGradient
-from regtrain.contract.remedies.remedy import Case, Direction, Remedy
+from regtrain.contract.remedies.remedy import DEEP, Case, Direction, Remedy
 
 BATCH = 32
 """Rows a batch: good for most nets (Bengio 2012; Masters & Luschi 2018)."""
-DEEP = 8
-"""Hidden layers from which on the recipe leads the identity around each (He et al. 2016)."""
 LEAST_RATE, MOST_RATE = 1e-3, 1e-2
 SGD_RATE = 0.01
 """For standardized inputs (Bengio 2012, 3.2)."""

@@ -139,6 +139,14 @@ def test_a_rate_that_was_measured_against_its_bound_is_brought_below_it() -> Non
     assert first.label == "lr ÷ 8"
 
 
+def test_a_measured_rate_that_reads_like_another_takes_its_place() -> None:
+    """2/10.04/2 = 0.0996 of the rate reads `lr ÷ 10`, as a tenth does: a trial knows its contestants by their labels."""
+    spec = parse(json.dumps(GOOD))
+    labels = [remedy.label for remedy in remedies(spec, known(spec), "rate_too_high", evidence=Evidence(10.04, 2.0))]
+    assert labels[0] == "lr ÷ 10"
+    assert len(set(labels)) == len(labels)
+
+
 def test_what_was_confirmed_before_comes_first() -> None:
     spec = parse(json.dumps(DEEP))
     plain = [remedy.label for remedy in remedies(spec, known(spec), "vanishing_signal")]

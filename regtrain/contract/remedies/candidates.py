@@ -5,7 +5,7 @@ A cause may have been named wrongly: what is unusual in the spec goes before wha
 
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
-from typing import Any, assert_never
+from typing import assert_never
 
 from regtrain.contract.datasets import Facts
 from regtrain.contract.job import JobSpec
@@ -46,11 +46,11 @@ def remedies(
 
 
 def _different(spec: JobSpec, facts: Facts, proposed: Iterable[Remedy], *, helped: Mapping[str, int]) -> Iterator[Remedy]:
-    """What can be trained, each set of values once; what helped more often first."""
-    seen: list[dict[str, Any]] = []
+    """What can be trained, each set of values and each label once; what helped more often first."""
+    seen: list[Remedy] = []
     for remedy in sorted(proposed, key=lambda remedy: -helped.get(remedy.label, 0)):
-        if remedy.set not in seen and accepted(spec, facts, remedy.set):
-            seen.append(remedy.set)
+        if not any(remedy.set == one.set or remedy.label == one.label for one in seen) and accepted(spec, facts, remedy.set):
+            seen.append(remedy)
             yield remedy
 
 

@@ -44,8 +44,11 @@ class Flight:
         if self._since is None:
             self._since = t
         copy = self._copies[t // LAST % 2]
+        everyone = alive.is_cpu and bool(alive.all())
         for name, now in state.items():
-            if name in copy:
+            if name in copy and everyone:
+                copy[name].copy_(now)
+            elif name in copy:
                 torch.where(alive.view(-1, *[1] * (now.dim() - 1)), now, copy[name], out=copy[name])
             else:
                 copy[name] = now.clone()

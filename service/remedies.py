@@ -216,11 +216,11 @@ def _trial(job: jobs.Job) -> dict[str, Any]:
 
 
 def _records(answer: dict[str, Any]) -> list[Record]:
-    """A line each: the candidates with the verdict of the newest trial that tried them, then what else was tried. What goes on from trained weights is tried by itself."""
+    """A line each: the candidates with the verdict over the most pairs, the newest of those, then what else was tried. What goes on from trained weights is tried by itself."""
     tried: dict[tuple[str, bool], Record] = {}
     for trial in reversed(answer["trials"]):
         said = {(verdict["label"], trial["continues"]): {"trial": trial["job"], **{name: verdict[name] for name in JUDGED}} for verdict in trial["verdicts"]}
-        tried |= {key: verdict for key, verdict in said.items() if verdict["verdict"] != "not_tried" or key not in tried}
+        tried |= {key: verdict for key, verdict in said.items() if key not in tried or verdict["pairs"] >= tried[key]["pairs"]}
     lines = [{**{name: one[name] for name in ("label", "set", "expects", "continues")}, **tried.pop((one["label"], one["continues"]), {})} for one in answer["remedies"]]
     return [*lines, *({"label": label, "continues": continues, **verdict} for (label, continues), verdict in tried.items())]
 

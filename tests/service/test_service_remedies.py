@@ -106,17 +106,17 @@ def test_in_turn_over_eight_seeds_everything_is_listed_and_fewer_draw_nothing_at
     assert [trial["order"] for trial in listed(service, ended)["trials"]] == ["in_turn", "in_turn"]
 
 
-def test_what_helped_is_answered_and_what_was_not_tried_hides_no_verdict(service: Serving, ended: str) -> None:
+def test_what_helped_is_answered_and_fewer_pairs_hide_no_verdict(service: Serving, ended: str) -> None:
     labels = [one["label"] for one in listed(service, ended, symptom="oscillating")["remedies"]]
     whole = tried(service, ended, {"symptom": "oscillating"})["id"]
-    finish(service, whole, {"trial": {"of": ended, "symptom": "oscillating", "verdicts": [verdict(labels[1], "left_out")]}})
+    finish(service, whole, {"trial": {"of": ended, "symptom": "oscillating", "verdicts": [verdict(labels[1], "left_out"), verdict(labels[3], "confirmed")]}})
     quick = tried(service, ended, {"symptom": "oscillating", "order": "in_turn", "seeds": 1})["id"]
-    said = [{**verdict(labels[0], "helps"), "pairs": 1}, *({**verdict(label, "not_tried"), "pairs": 0, "shown": None, "difference": None} for label in labels[1:3])]
+    said = [*({**verdict(label, "helps"), "pairs": 1} for label in (labels[0], labels[3])), *({**verdict(label, "not_tried"), "pairs": 0, "shown": None, "difference": None} for label in labels[1:3])]
     finish(service, quick, {"trial": {"of": ended, "symptom": "oscillating", "confirmed": None, "helps": labels[0], "in_words": "…", "verdicts": said}})
     newest = listed(service, ended, symptom="oscillating")["trials"][0]
     assert (newest["job"], newest["confirmed"], newest["helps"]) == (quick, None, labels[0])
     rows = service.http.get(f"/v1/jobs/{ended}/remedies", params={"symptom": "oscillating", "format": "jsonl"}).text.splitlines()
-    assert [json.loads(row).get("verdict") for row in rows[:4]] == ["helps", "left_out", "not_tried", None]
+    assert [json.loads(row).get("verdict") for row in rows[:4]] == ["confirmed", "helps", "left_out", "not_tried"]
 
 
 def test_verdicts_come_with_the_candidates_and_what_was_confirmed_comes_first_ever_after(service: Serving, ended: str) -> None:

@@ -111,7 +111,10 @@ def test_what_helped_is_answered_and_fewer_pairs_hide_no_verdict(service: Servin
     whole = tried(service, ended, {"symptom": "oscillating"})["id"]
     finish(service, whole, {"trial": {"of": ended, "symptom": "oscillating", "verdicts": [verdict(labels[1], "left_out"), verdict(labels[3], "confirmed")]}})
     quick = tried(service, ended, {"symptom": "oscillating", "order": "in_turn", "seeds": 1})["id"]
-    said = [*({**verdict(label, "helps"), "pairs": 1} for label in (labels[0], labels[3])), *({**verdict(label, "not_tried"), "pairs": 0, "shown": None, "difference": None} for label in labels[1:3])]
+    said = [
+        *({**verdict(label, "helps"), "pairs": 1} for label in (labels[0], labels[3])),
+        *({**verdict(label, "not_tried"), "pairs": 0, "shown": None, "difference": None} for label in labels[1:3]),
+    ]
     finish(service, quick, {"trial": {"of": ended, "symptom": "oscillating", "confirmed": None, "helps": labels[0], "in_words": "…", "verdicts": said}})
     newest = listed(service, ended, symptom="oscillating")["trials"][0]
     assert (newest["job"], newest["confirmed"], newest["helps"]) == (quick, None, labels[0])

@@ -61,7 +61,7 @@ def _measured(entry: Row, row: Row, default: Row | None) -> Iterator[str]:
     yield from table(["", *columns.values()], [[name, *(_share(of[column]) if column in of else "" for column in columns)] for name, of in contestants.items()])
     if default is not None:
         yield ""
-        yield f"With `standard`, the default, the same nets were trained once more (seed {default['seed']}): layers are read in one update of 4 behind the 32nd, of 16 behind the 256th, and what only `full` has (saturation, sharpness) is not there."
+        yield f"With `standard`, the default, the same nets were trained once more (seed {default['seed']}): layers are read in one update of 8 behind the 32nd, of 32 behind the 256th, and what only `full` has (saturation, sharpness) is not there."
     yield ""
     yield f"Repair by another seed alone, the rest as it was: {_share(row['reseeded'])} of the struck nets learn with the next seed."
     yield from _repairs()

@@ -60,7 +60,7 @@ class Patient:
 
 def main(arguments: argparse.Namespace) -> int:
     torch.set_num_threads(1)
-    found = json.loads((RESULTS / "faults.json").read_text(encoding="utf-8"))[-1]["rows"][0]["cases"]
+    found = newest(json.loads((RESULTS / "faults.json").read_text(encoding="utf-8")))["cases"]
     chosen = [one for one in patients(found) if not arguments.groups or any(part in one.group.name for part in arguments.groups)]
     rows = list[dict[str, Any]]()
     for one in chosen[: 3 if arguments.quick else None]:
@@ -70,6 +70,11 @@ def main(arguments: argparse.Namespace) -> int:
         print(f"{one.group.name} | {one.case.name}: {rows[-1]['seconds']:.1f} s, learned {said}", file=sys.stderr, flush=True)
     publish("repairs", [summary(rows)], keep=not arguments.quick)
     return 0
+
+
+def newest(entries: list[dict[str, Any]]) -> dict[str, Any]:
+    """The last measurement with all diagnostics."""
+    return next(entry["rows"][0] for entry in reversed(entries) if entry["rows"][0]["diagnostics"] == "full")
 
 
 def patients(found: list[dict[str, Any]]) -> list[Patient]:

@@ -8,7 +8,7 @@ Diagnostics = Literal["off", "light", "standard", "full"]
 ORDER: tuple[Diagnostics, ...] = ("off", "light", "standard", "full")
 
 
-SPACING, LATER = ((32, 1), (256, 4)), 16
+SPACING, LATER = ((32, 1), (256, 8)), 32
 """Up to which update the layers are read in one update of how many, and later: what goes wrong at once is seen at once, and looking costs little after that."""
 
 _RANK = {preset: rank for rank, preset in enumerate(ORDER)}

@@ -71,7 +71,7 @@ class JobSpec(Part):
     dtype: Literal["float32", "float64"] = "float32"
     """Of weights, rows and curves."""
     diagnostics: Diagnostics = "standard"
-    """How much is measured: `off` (losses, metrics), `light` (and gradient norms), `standard` (and signals, weights, updates, penalty ledger), `full` (and the exact identities, and the layers in every update instead of every 16th)."""
+    """How much is measured: `off` (losses, metrics), `light` (and gradient norms), `standard` (and signals, weights, updates, penalty ledger), `full` (and the exact identities, and the layers in every update instead of every 32nd)."""
     on_symptom: dict[SymptomName, Literal["continue", "stop"]] = {}
     """What a run does when it shows a symptom (see `symptoms` in the catalogue): go on, which is the default, or stop."""
     remedy: Literal["try", "quick"] | None = None

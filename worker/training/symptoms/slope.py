@@ -1,6 +1,7 @@
 """How ‖δ_l‖² changes over the layers of a net: a straight line through its logarithms, with the interval of its slope."""
 
 from dataclasses import dataclass
+from functools import cache
 from math import atan, exp, lgamma, pi, sqrt
 
 import numpy as np
@@ -54,6 +55,7 @@ def t_below(t: float, freedom: int) -> float:
     return min(1.0, max(0.0, 0.5 + exp(lgamma((freedom + 1) / 2) - lgamma(freedom / 2)) / sqrt(pi) * integral))
 
 
+@cache
 def t_quantile(p: float, freedom: int) -> float:
     """The t below which a share p ≥ ½ lies, by bisection of the angle."""
     low, high = 0.0, pi / 2

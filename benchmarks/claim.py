@@ -120,6 +120,7 @@ def deep(depth: int, scale: Scale) -> dict[str, Any]:
         "budget": {"epochs": scale.epochs, "batch_size": 128},
         "variants": [*variants, *extra],
         "selection": {"seeds": scale.seeds},
+        "diagnostics": "full",
     }
 
 
@@ -181,7 +182,7 @@ def measured(body: dict[str, Any], *, depth: int | None) -> list[dict[str, Any]]
 
 
 def _keep(event: Points, members: list[int], begun: PackBegun, records: dict[int, Record], recorded: list[str]) -> None:
-    """What this report adds to the records of its runs. Series of layers have a point at every update, that of time one an epoch."""
+    """What this report adds to the records of its runs. With `full` series of layers have a point at every update; that of time has one an epoch."""
     names = event.values.keys() & ({"signal/time"} if "signal/time" in recorded else LAYERS)
     tail = begun.steps - begun.steps_per_epoch
     for slot, run in enumerate(members):

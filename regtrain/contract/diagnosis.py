@@ -37,7 +37,7 @@ SENTENCES: dict[SymptomName, str] = {
     "rate_too_low": "The learning rate is too low: all updates together moved the weights by {value:.2g} of their size, and the loss only from {first:.4g} to {loss:.4g}.",
     "dead_units": "At least {value:.0%} of the units of {layer} are dead: {share:.1%} were 0 on each of {rows:.0f} rows (with 95 % a silent unit fires on less than {bound_reached:.2g} of all).",
     "vanishing_gradient": "While it trains, the gradient that reaches {layer} is {seen:.2g} of that at {last}, and its weights get {weights:.2g} of that layer's gradient.",
-    "no_gradient": "{layer} gets no gradient: it is exactly 0 at each of {steps:.0f} steps, in {layers:.0f} layer(s).",
+    "no_gradient": "{layer} gets no gradient: it is exactly 0 in each of {steps:.0f} updates that were read, in {layers:.0f} layer(s).",
     "no_change": "The weights of {layer} do not move: an update is {value:.2g} of them, below the rounding of their numbers, though their gradient is not small.",
     "oscillating": "The loss goes up and down: {turns:.0f} turns between {low:.3g} and {high:.3g}.",
     "plateau": "The loss stands still at {loss:.4g}; the best constant has {constant:.4g}.",

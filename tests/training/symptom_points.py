@@ -1,6 +1,6 @@
 """Hand-made points: what a run would report, with every number chosen by the test."""
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from itertools import pairwise
 from typing import Any
 
@@ -31,11 +31,23 @@ def healthy(steps: int = STEPS) -> dict[str, np.ndarray]:
     }  # fmt: skip
 
 
-def points(values: Mapping[str, Any], *, first: int = 0, last: int | None = None, after: Mapping[str, tuple[Any, Any]] | None = None, counts: Any = None) -> Points:
-    """`values`: of steps from 0 on, cut to first … last − 1; `after`: series → steps and values."""
+def points(
+    values: Mapping[str, Any],
+    *,
+    first: int = 0,
+    last: int | None = None,
+    after: Mapping[str, tuple[Any, Any]] | None = None,
+    counts: Any = None,
+    read: Container[int] | None = None,
+) -> Points:
+    """`values`: of steps from 0 on, cut to first … last − 1; `after`: series → steps and values; `read`: the steps in which layers are, default all."""
     last = len(values["loss/train"]) if last is None else last
     steps = {name: np.arange(first, last) for name in values}
     dense = {name: np.asarray(value)[first:last] for name, value in values.items()}
+    if read is not None:
+        of_layers = [step in read for step in range(first, last)]
+        for name in values.keys() - {"loss/train", "learning_rate", "gradient/clipped"}:
+            steps[name], dense[name] = steps[name][of_layers], dense[name][of_layers]
     for name, (at, value) in (after or {}).items():
         inside = [place for place, step in enumerate(at) if first < step <= last or (step == 0 and first == 0)]
         numbers = np.asarray(value, float)[inside]
@@ -45,10 +57,17 @@ def points(values: Mapping[str, Any], *, first: int = 0, last: int | None = None
 
 
 def seen(
-    values: Mapping[str, Any], *, end: bool = True, cuts: tuple[int, ...] = (), after: Mapping[str, tuple[Any, Any]] | None = None, counts: Any = None, **facts: Any
+    values: Mapping[str, Any],
+    *,
+    end: bool = True,
+    cuts: tuple[int, ...] = (),
+    after: Mapping[str, tuple[Any, Any]] | None = None,
+    counts: Any = None,
+    read: Container[int] | None = None,
+    **facts: Any,
 ) -> list[Noticed]:
     """What is noticed of a run that reports these values, cut into several reports at `cuts`."""
     watch = Watch(known(**facts))
     edges = [0, *cuts, len(values["loss/train"])]
-    found = [one for first, last in pairwise(edges) for one in watch.see(points(values, first=first, last=last, after=after, counts=counts))]
+    found = [one for first, last in pairwise(edges) for one in watch.see(points(values, first=first, last=last, after=after, counts=counts, read=read))]
     return [*found, *(watch.end(edges[-1] if counts is None else counts) if end else ())]

@@ -9,6 +9,7 @@ from scipy import stats
 from symptom_points import STEPS, healthy, known, points, seen
 
 from regtrain.contract.diagnosis import sentence
+from regtrain.contract.diagnostics import reads
 from worker.training.symptoms import Watch
 from worker.training.symptoms.known import Columns
 from worker.training.symptoms.slope import fall, t_below, t_quantile
@@ -125,6 +126,25 @@ def test_what_was_put_in_is_found_where_it_was_put(case: str) -> None:
     assert value is None or found.value == pytest.approx(value, rel=1e-6)
     assert 0.5 <= found.confidence <= 1
     assert "?" not in sentence(found)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_it_is_found_where_layers_are_read_now_and_then(case: str) -> None:
+    """With `standard`; what is not finite is read in the update in which it comes up."""
+    symptom, values, facts, layer, step, value = CASES[case]
+    read = {t for t in range(STEPS) if reads("standard", t)} | ({step} if symptom == "non_finite" and step is not None else set())
+    found = next(one for one in seen(values, read=read, **facts) if one.symptom == symptom)
+    assert len(read) < 80
+    assert (found.run, found.layer, found.step) == (0, layer, step)
+    assert value is None or found.value == pytest.approx(value, rel=1e-6)
+
+
+@pytest.mark.parametrize(("nonzero", "told"), [(31, False), (0, True)])
+def test_no_gradient_takes_31_readings_in_a_row(nonzero: int, told: bool) -> None:
+    """Dropout may leave nothing of a batch: of 28 updates that were read in a row all may be without a gradient, though others were not."""
+    norms = np.where(np.arange(STEPS)[:, None, None] == nonzero, 1.0, 0.0) * np.ones((STEPS, 1, 5))
+    found = [one for one in seen(changed(loss_train=FULL_LOSS, gradient_norm=norms), read={t for t in range(STEPS) if reads("standard", t)}) if one.symptom == "no_gradient"]
+    assert [one.evidence["steps"] for one in found] == ([31.0] if told else [])
 
 
 def test_a_healthy_run_has_none() -> None:

@@ -133,12 +133,15 @@ def no_gradient(known: Known, window: Window, past: Past) -> Iterator[Finding]:
     behind a layer that lets nothing forward the weights' own is 0 as well."""
     if not (window.has("gradient/norm") and judged(known, window)) or len(known.layers) < 2:
         return
-    zero = (past.zeros(window) >= SILENCE) & unlearned(known, window)[:, None]  # (R, L)
+    readings = past.zeros(window)
+    zero = (readings >= SILENCE) & unlearned(known, window)[:, None]  # (R, L)
     silent = (window.values["signal/backward"] == 0).all(0) if window.has("signal/backward") else zero
     for place in np.flatnonzero(zero.any(1)):
         layers = np.flatnonzero(zero[place] & silent[place])
         layer = int(layers[-1]) if len(layers) else int(np.flatnonzero(zero[place])[-1])
-        yield Finding("no_gradient", int(place), known.layers[layer], window.first, 0.0, 0.0, "critical", 1.0, {"layers": float(zero[place].sum()), "steps": float(window.length)})
+        yield Finding(
+            "no_gradient", int(place), known.layers[layer], window.first, 0.0, 0.0, "critical", 1.0, {"layers": float(zero[place].sum()), "steps": float(readings[place, layer])}
+        )
 
 
 def no_change(known: Known, window: Window, past: Past) -> Iterator[Finding]:
